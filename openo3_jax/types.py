@@ -1,0 +1,83 @@
+"""Arrays that cross a package border. `data` makes them on the host, `models` and `train` read them under `jit`.
+
+Every array of a `Batch` has a static shape: what varies between samples (grids, lengths, windows) arrives as index
+arrays, with -1 where there is nothing, so that one compiled program serves all batches of a bucket.
+"""
+
+import dataclasses
+from typing import NamedTuple
+
+import jax
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+Array = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+
+
+class VisionGrid(NamedTuple):
+    """Size of one picture or native video in patches of 14 px: `frames` counts temporal patches (1 for a picture)."""
+
+    frames: int
+    height: int
+    width: int
+
+    @property
+    def num_patches(self) -> int:
+        return self.frames * self.height * self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class Sample:
+    """One conversation, tokenised, on the host. Visual tokens stand in `tokens` as runs of the placeholder id.
+
+    `positions`: 3-D M-RoPE ids (time, row, column). `loss_mask`: True where the assistant wrote the token.
+    `patches`: normalised pixels in the order of `transformers` (merge units of 2x2 patches are contiguous).
+    """
+
+    tokens: Int[np.ndarray, " seq"]
+    positions: Int[np.ndarray, "3 seq"]
+    loss_mask: Bool[np.ndarray, " seq"]
+    is_visual: Bool[np.ndarray, " seq"]
+    patches: Float[np.ndarray, "patches patch_dim"]
+    grids: tuple[VisionGrid, ...]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class VisionBatch:
+    """The pictures of each row, one after the other in `patches`, and where attention finds them.
+
+    `window_patches[r, w]` lists the patches of window w, `window_slots[r, p]` says where patch p sits in the
+    flattened `[windows * window_patches]`; likewise for frames. Both directions are given so that forward and
+    backward are gathers. -1 is padding everywhere.
+    """
+
+    patches: Float[Array, "rows patches patch_dim"]
+    patch_hw: Int[Array, "rows patches 2"]  # row and column of the patch within its frame, for 2-D RoPE
+    window_patches: Int[Array, "rows windows window_size"]
+    window_slots: Int[Array, "rows patches"]
+    frame_patches: Int[Array, "rows frames frame_size"]
+    frame_slots: Int[Array, "rows patches"]
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Batch:
+    """Rows of tokens ready for a jitted step.
+
+    `segments`: 0 is padding, samples packed into a row count from 1; attention never crosses them.
+    `branches`: 0 is seen by its whole segment, k > 0 only by branch k (completions that share a prompt).
+    `visual_tokens`: which merged visual token of the row fills this slot, -1 for text; `visual_slots` its inverse.
+    `target_slots`, `targets`: the loss predicts token `targets[r, j]` from the hidden state at slot
+    `target_slots[r, j]`; -1 is padding. Nothing else ever meets the vocabulary.
+    """
+
+    tokens: Int[Array, "rows seq"]
+    positions: Int[Array, "rows 3 seq"]
+    segments: Int[Array, "rows seq"]
+    branches: Int[Array, "rows seq"]
+    visual_tokens: Int[Array, "rows seq"]
+    visual_slots: Int[Array, "rows visual"]
+    target_slots: Int[Array, "rows num_targets"]
+    targets: Int[Array, "rows num_targets"]
+    vision: VisionBatch
