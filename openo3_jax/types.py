@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import jax
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 Array = jax.Array | np.ndarray | jax.ShapeDtypeStruct
 
@@ -24,6 +24,18 @@ class VisionGrid(NamedTuple):
     @property
     def num_patches(self) -> int:
         return self.frames * self.height * self.width
+
+
+@dataclasses.dataclass(frozen=True)
+class Picture:
+    """Pixels ready to be cut into patches: sides are multiples of 28 px, values 0..255.
+
+    A picture (or one frame of a clip) has one frame; native video has an even number of them and carries the
+    seconds between its temporal patches (two frames each).
+    """
+
+    pixels: UInt8[np.ndarray, "frames height width 3"]
+    seconds_per_grid: float | None = None  # None: a still picture
 
 
 @dataclasses.dataclass(frozen=True)
