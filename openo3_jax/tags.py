@@ -1,0 +1,278 @@
+"""`<think> <answer> <obj> <box> <t>`: values -> text and text -> values. The only grammar of evidence.
+
+Every scanner walks forward with `str.find` and never looks at a character twice for the same question, so its time
+is linear in the text whatever the text is; no scanner raises on model text.
+"""
+
+import json
+import math
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+from openo3_jax.errors import InputError
+
+Box = tuple[float, float, float, float]  # x1, y1, x2, y2
+
+THINK, ANSWER, OBJ, BOX, TIME = ("think", "answer", "obj", "box", "t")
+_CLAIM_TO_BOX = "</obj><box>["
+_BOX_TO_TIME = "]</box>at<t>"
+
+
+class Claim(NamedTuple):
+    """One `<obj>name</obj><box>[..]</box>at<t>12.3</t>s` of a text, well formed or not.
+
+    `boxes`: None where one of them is not JSON; an entry is None where the JSON is not four numbers.
+    `time_s`: None where it is not a number; `nan` and `inf` are numbers. `start`, `end`: characters of the text.
+    """
+
+    name: str
+    boxes: tuple[Box | None, ...] | None
+    time_s: float | None
+    start: int
+    end: int
+
+    @property
+    def parsed(self) -> bool:
+        """The time is a number and every box is JSON."""
+        return self.boxes is not None and self.time_s is not None
+
+
+class Span(NamedTuple):
+    """`[start, end]` in seconds from the start of the clip."""
+
+    start_s: float
+    end_s: float
+
+
+# ---- values -> text ----
+
+
+def render_think_answer(reasoning: str, answer: str) -> str:
+    """The assistant's turn: `<think>reasoning</think>`, newline, `<answer>answer</answer>`.
+
+    Source: src/r1-v/src/open_r1/sft_multi_task.py:56-204.
+    """
+    return f"<think>{reasoning}</think>\n<answer>{answer}</answer>"
+
+
+def render_time(time_s: float) -> str:
+    """`<t>12.3</t>s`, one decimal, as the frames of a prompt are labelled."""
+    return f"<t>{time_s:.1f}</t>s"
+
+
+def render_box(box: Sequence[float]) -> str:
+    """`<box>[x1,y1,x2,y2]</box>`: whole numbers without a point, others to three decimals, no spaces."""
+    return f"<box>[{','.join(_render_number(value) for value in box)}]</box>"
+
+
+def render_claim(name: str, box: Sequence[float], time_s: float) -> str:
+    """`<obj>name</obj><box>[x1,y1,x2,y2]</box>at<t>12.3</t>s`: what, where and when."""
+    return f"<obj>{name}</obj>{render_box(box)}at{render_time(time_s)}"
+
+
+def render_span(start_s: float, end_s: float) -> str:
+    """`From <t>1.0</t>s to <t>2.5</t>s`."""
+    return f"From {render_time(start_s)} to {render_time(end_s)}"
+
+
+def rewrite_boxes(text: str, transform: Callable[[Sequence[float]], Sequence[float]]) -> str:
+    """Replace every `<box>[x1,y1,x2,y2]</box>` of `text` by its transform, as integers without spaces.
+
+    Nested lists (`[[..]]`) and boxes without brackets stay as they are. Numbers round half to even.
+
+    Example: `rewrite_boxes("<box>[.5, 0, 1, 1]</box>", lambda box: [28 * v for v in box])` is
+    `"<box>[14,0,28,28]</box>"`.
+    Raises: InputError where a box does not hold exactly four numbers.
+    Source: src/r1-v/src/open_r1/sft_multi_task.py:267-279.
+    """
+    pieces, done, here = [], 0, text.find("<box>[")
+    while here >= 0:
+        close = text.find("]", here + 6)
+        if close < 0:
+            break
+        if close > here + 6 and text.startswith("]</box>", close):
+            box = _read_four(text[here + 6 : close])
+            pieces += [text[done:here], render_box([round(float(value)) for value in transform(box)])]
+            done = close + len("]</box>")
+        # A box that opened between `here` and `close` would end at the same bracket, so it fails alike.
+        here = text.find("<box>[", close)
+    return "".join([*pieces, text[done:]])
+
+
+def _read_four(content: str) -> Box:
+    numbers = content.split(",")
+    try:
+        box = [float(number) for number in numbers]
+    except ValueError:
+        box = []
+    if len(box) != 4 or not all(map(math.isfinite, box)):
+        raise InputError(f"<box>[{content[:80]}]</box> does not hold four numbers; expected [x1,y1,x2,y2]")
+    return (box[0], box[1], box[2], box[3])
+
+
+def _render_number(value: float) -> str:
+    value = float(value)
+    return str(int(value)) if value.is_integer() else repr(round(value, 3))
+
+
+# ---- text -> values ----
+
+
+def think_text(text: str) -> str | None:
+    """What stands in the first `<think>..</think>`, stripped; None without one."""
+    return _first_between(text, THINK)
+
+
+def answer_text(text: str) -> str | None:
+    """What stands in the first `<answer>..</answer>`, stripped; None without one."""
+    return _first_between(text, ANSWER)
+
+
+def _first_between(text: str, tag: str) -> str | None:
+    start = text.find(f"<{tag}>")
+    if start < 0:
+        return None
+    start += len(tag) + 2
+    end = text.find(f"</{tag}>", start)
+    return None if end < 0 else text[start:end].strip()
+
+
+def parse_times(text: str) -> list[float | None]:
+    """The seconds of every `<t>12.3</t>s`; only digits and points count as a time, None if they are no number.
+
+    Example: `parse_times("<t>3</t>s <t>-1</t>s <t>1.2.3</t>s")` is `[3.0, None]`.
+    Source: src/r1-v/src/open_r1/reward_func.py:388-426.
+    """
+    times: list[float | None] = []
+    here = text.find("<t>")
+    while here >= 0:
+        start = here + 3
+        end = start
+        while end < len(text) and (text[end] == "." or text[end].isdecimal()):
+            end += 1
+        if end > start and text.startswith("</t>s", end):
+            times.append(_to_float(text[start:end]))
+        here = text.find("<t>", end)
+    return times
+
+
+def parse_span(text: str) -> Span | None:
+    """The first `<t>start</t>s to <t>end</t>s` of unsigned decimals (`5`, `5.`, `5.25`), in seconds.
+
+    Source: src/r1-v/src/open_r1/reward_func.py:86-182.
+    """
+    here = text.find("<t>")
+    while here >= 0:
+        first = _decimal_end(text, here + 3)
+        if first > here + 3 and text.startswith("</t>s to <t>", first):
+            start = first + len("</t>s to <t>")
+            second = _decimal_end(text, start)
+            if second > start and text.startswith("</t>s", second):
+                return Span(float(text[here + 3 : first]), float(text[start:second]))
+        here = text.find("<t>", first)
+    return None
+
+
+def _decimal_end(text: str, start: int) -> int:
+    """End of the digits, optional point and optional digits at `start`; `start` itself if there is no digit."""
+    end = start
+    while end < len(text) and text[end].isdecimal():
+        end += 1
+    if end > start and text.startswith(".", end):
+        end += 1
+        while end < len(text) and text[end].isdecimal():
+            end += 1
+    return end
+
+
+def parse_boxes(text: str) -> list[Box | None]:
+    """The box of every `<box>[..]</box>` that stands on one line and is JSON; None if it is not four numbers.
+
+    Source: src/r1-v/src/open_r1/reward_func.py:489-525.
+    """
+    values = (_from_json(content) for content in _bracketed(text, "<box>[", "]</box>"))
+    return [box_from_json(value) for value in values if value is not None]
+
+
+def parse_first_box(text: str) -> Box | None:
+    """The first `<box>[..]</box>` on one line; None if there is none or it is not four numbers.
+
+    Source: src/r1-v/src/open_r1/reward_func.py:184-237.
+    """
+    content = next(_bracketed(text, "<box>[", "]</box>"), None)
+    return None if content is None else box_from_json(_from_json(content))
+
+
+def parse_claims(text: str) -> list[Claim]:
+    """Every object, box run and time in a row, left to right; tags touch each other, contents are free.
+
+    An `<obj>` opens a claim whose name runs to the next `</obj><box>[`, whatever stands between; the boxes run to
+    the next `]</box>at<t>`, the time to the next `</t>s`.
+
+    Example: `parse_claims("<obj>cat</obj><box>[1,2,3,4]</box>at<t>5</t>s")` is
+    `[Claim("cat", ((1.0, 2.0, 3.0, 4.0),), 5.0, 0, 49)]`.
+    Source: src/r1-v/src/open_r1/reward_func.py:527-605.
+    """
+    claims = []
+    start = text.find("<obj>")
+    while start >= 0:
+        name_end = text.find(_CLAIM_TO_BOX, start + 5)
+        box_end = text.find(_BOX_TO_TIME, name_end + len(_CLAIM_TO_BOX)) if name_end >= 0 else -1
+        time_start = box_end + len(_BOX_TO_TIME)
+        time_end = text.find("</t>s", time_start) if box_end >= 0 else -1
+        if time_end < 0:
+            break  # what the next `<obj>` would need is missing as well
+        run = text[name_end + len("</obj><box>") : box_end + 1]
+        values = [_from_json(content) for content in _bracketed(run, "[", "]")]
+        boxes = None if any(value is None for value in values) else tuple(map(box_from_json, values))
+        end = time_end + len("</t>s")
+        claims.append(
+            Claim(text[start + 5 : name_end], boxes, _to_float(text[time_start:time_end]), start, end)
+        )
+        start = text.find("<obj>", end)
+    return claims
+
+
+def box_from_json(value: object) -> Box | None:
+    """Four numbers, numeric strings, booleans or nulls (as `nan`) -> a box; anything else -> None.
+
+    Source: src/r1-v/src/open_r1/reward_func.py:356-386.
+    """
+    if not isinstance(value, list) or len(value) != 4:
+        return None
+    numbers = [math.nan if item is None else _to_float(item) for item in value]
+    if any(number is None for number in numbers):
+        return None
+    return (numbers[0], numbers[1], numbers[2], numbers[3])
+
+
+def _bracketed(text: str, opening: str, closing: str) -> Iterator[str]:
+    """`[..]` of every `opening..closing` on one line, brackets included, shortest first, without overlap."""
+    inner = len(opening) - 1
+    for line in text.split("\n"):
+        start = line.find(opening)
+        while start >= 0:
+            end = line.find(closing, start + len(opening))
+            if end < 0:
+                break
+            yield line[start + inner : end + 1]
+            start = line.find(opening, end + len(closing))
+
+
+def _from_json(text: str) -> list | None:
+    """The list that `text`, which begins with a bracket, holds; None if it is not JSON."""
+    try:
+        return json.loads(text)
+    except (ValueError, RecursionError):  # RecursionError: thousands of opening brackets
+        return None
+
+
+def _to_float(value: object) -> float | None:
+    if not isinstance(value, str | int | float):
+        return None
+    try:
+        return float(value)
+    except ValueError:
+        return None
+    except OverflowError:  # an integer beyond 1e308
+        return math.inf if value > 0 else -math.inf
