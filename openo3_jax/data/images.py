@@ -1,0 +1,201 @@
+"""Picture files and decoded frames -> uint8 pixels of the size the model sees. numpy and Pillow only.
+
+Runs inside decode workers, so nothing here may import jax.
+"""
+
+import math
+import os
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+
+import numpy as np
+from jaxtyping import Float, UInt8
+from PIL import Image
+
+from openo3_jax.errors import InputError
+
+MAX_ASPECT_RATIO = 200
+MAX_SIDE_PX = 16_384
+# What Pillow's decoders raise for bytes that are not a whole picture.
+_DECODE_ERRORS = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    struct.error,
+    zlib.error,
+)
+
+
+def smart_resize(
+    height: int, width: int, *, min_pixels: int, max_pixels: int, factor: int = 28
+) -> tuple[int, int]:
+    """Height and width in px, both multiples of `factor`, with min_pixels <= height * width <= max_pixels.
+
+    Sides are rounded half to even, then scaled together when the area is out of range. The range is missed
+    where rounding leaves no such size (a side is at least `factor`, a small picture is scaled up past it).
+
+    Example: `smart_resize(480, 640, min_pixels=100_352, max_pixels=105_369) == (280, 364)`
+
+    Raises: InputError for an empty picture or one with one side more than 200 times the other.
+    Source: Open-o3-Video src/r1-v/src/open_r1/vision_process.py:61-87, where a very long picture can come out
+    with a side of 0; here no side is below `factor`.
+    """
+    if height < 1 or width < 1:
+        raise InputError(f"picture of {height}x{width} px is empty; expected both sides >= 1")
+    if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
+        raise InputError(
+            f"picture of {height}x{width} px (height x width): one side is more than {MAX_ASPECT_RATIO} times "
+            "the other; crop it"
+        )
+    new_height = max(factor, round(height / factor) * factor)
+    new_width = max(factor, round(width / factor) * factor)
+    if new_height * new_width > max_pixels:
+        scale = math.sqrt(height * width / max_pixels)
+        new_height = max(factor, math.floor(height / scale / factor) * factor)
+        new_width = max(factor, math.floor(width / scale / factor) * factor)
+    elif new_height * new_width < min_pixels:
+        scale = math.sqrt(min_pixels / (height * width))
+        new_height = math.ceil(height * scale / factor) * factor
+        new_width = math.ceil(width * scale / factor) * factor
+    return new_height, new_width
+
+
+def load_picture(source: str | os.PathLike | Image.Image | np.ndarray) -> UInt8[np.ndarray, "height width 3"]:
+    """RGB pixels of a file, a Pillow image or a uint8 array [height, width, 3], at their own size.
+
+    RGBA is laid on white, every other mode is converted to RGB; the EXIF orientation is ignored.
+
+    Raises: InputError naming the file when it is missing, truncated, not a picture, or larger than 16,384 px
+    on a side or than Pillow's decompression-bomb limit; and for an array of another shape or type.
+    Source: Open-o3-Video src/r1-v/src/open_r1/vision_process.py:90-96, 140.
+    """
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.uint8 or source.ndim != 3 or source.shape[-1] != 3 or 0 in source.shape:
+            raise InputError(
+                f"picture array: got {source.dtype} {list(source.shape)}; expected uint8 [height, width, 3]"
+            )
+        _check_side(*source.shape[:2], name="picture array")
+        return source
+    if isinstance(source, Image.Image):
+        return _decoded(lambda: _to_rgb(source, "picture"), "picture")
+    if not isinstance(source, str | os.PathLike):
+        raise InputError(
+            f"picture: got {type(source).__name__}; expected a path, a PIL image or uint8 [height, width, 3]"
+        )
+    name = str(os.fspath(source))
+
+    def read() -> np.ndarray:
+        with Image.open(source) as picture:
+            return _to_rgb(picture, name)
+
+    return _decoded(read, name)
+
+
+def _decoded(read: Callable[[], np.ndarray], name: str) -> np.ndarray:
+    """What `read` returns, with everything Pillow raises turned into one line that names the picture."""
+    try:
+        return read()
+    except InputError:
+        raise
+    except FileNotFoundError:
+        raise InputError(f"{name}: no such picture file") from None
+    except Image.DecompressionBombError:
+        raise InputError(
+            f"{name}: has more than {2 * Image.MAX_IMAGE_PIXELS:,} px (Pillow's limit); scale it down"
+        ) from None
+    except _DECODE_ERRORS as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{name}: not a readable picture ({reason}); expected a whole PNG or JPEG file"
+        ) from None
+
+
+def _check_side(height: int, width: int, *, name: str) -> None:
+    if max(height, width) > MAX_SIDE_PX:
+        raise InputError(
+            f"{name}: {height}x{width} px; sides of at most {MAX_SIDE_PX} px are read; scale it down"
+        )
+
+
+def _to_rgb(picture: Image.Image, name: str) -> UInt8[np.ndarray, "height width 3"]:
+    _check_side(picture.height, picture.width, name=name)
+    if picture.mode == "RGBA":
+        white = Image.new("RGB", picture.size, (255, 255, 255))
+        white.paste(picture, mask=picture.getchannel("A"))
+        return np.asarray(white)
+    return np.asarray(picture.convert("RGB"))
+
+
+def resize_picture(
+    pixels: UInt8[np.ndarray, "old_height old_width 3"], height: int, width: int
+) -> UInt8[np.ndarray, "height width 3"]:
+    """Pillow's bicubic resize, which stills and key frames get; heights and widths in px.
+
+    Source: Open-o3-Video src/r1-v/src/open_r1/vision_process.py:140.
+    """
+    if pixels.shape[:2] == (height, width):
+        return pixels
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BICUBIC))
+
+
+def resize_frames(
+    frames: UInt8[np.ndarray, "frames old_height old_width 3"], height: int, width: int
+) -> UInt8[np.ndarray, "frames height width 3"]:
+    """Antialiased bicubic (a = -0.5) in float32, rounded and clipped to 0..255 once: torchvision's.
+
+    Two separable passes, each a few small dense products: an output block needs a narrow band of the input.
+
+    Source: Open-o3-Video src/r1-v/src/open_r1/vision_process.py:310-315; the filter is that of
+    `torch.nn.functional.interpolate(mode="bicubic", antialias=True)`.
+    """
+    num_frames, old_height, old_width, _ = frames.shape
+    if (old_height, old_width) == (height, width):
+        return frames
+    rows = np.empty((num_frames, height, old_width * 3), np.float32)
+    for out, band, weights in _bands(old_height, height):
+        source = frames[:, band].reshape(num_frames, -1, old_width * 3).astype(np.float32)
+        np.matmul(weights, source, out=rows[:, out])
+    rows = rows.reshape(num_frames * height, old_width * 3)
+    resized = np.empty((num_frames * height, width * 3), np.float32)
+    for out, band, weights in _bands(old_width, width):
+        # Channels are interleaved: expanding the weights costs less than transposing the pixels twice.
+        per_channel = np.kron(weights.T, np.eye(3, dtype=np.float32))
+        resized[:, 3 * out.start : 3 * out.stop] = rows[:, 3 * band.start : 3 * band.stop] @ per_channel
+    np.clip(np.rint(resized, out=resized), 0, 255, out=resized)
+    return resized.astype(np.uint8).reshape(num_frames, height, width, 3)
+
+
+def _bands(size: int, new_size: int, block: int = 16) -> Iterator[tuple[slice, slice, np.ndarray]]:
+    """(output slice, input slice, weights float32 [output, input]) for each block of outputs of a side."""
+    weights, first, last = _bicubic_weights(size, new_size)
+    for start in range(0, new_size, block):
+        stop = min(start + block, new_size)
+        band = slice(int(first[start]), int(last[stop - 1]))
+        yield slice(start, stop), band, weights[start:stop, band]
+
+
+def _bicubic_weights(
+    size: int, new_size: int
+) -> tuple[Float[np.ndarray, "new_size size"], np.ndarray, np.ndarray]:
+    """Row i weighs the inputs of output i and sums to 1; only inputs first[i] <= j < last[i] have any weight.
+
+    Keys' cubic, w(x) = 1.5|x|^3 - 2.5|x|^2 + 1 for |x| < 1 and -0.5|x|^3 + 2.5|x|^2 - 4|x| + 2 for |x| < 2,
+    stretched by the scale when shrinking (the antialiasing).
+    """
+    scale = size / new_size
+    stretch = max(scale, 1.0)
+    centre = scale * (np.arange(new_size) + 0.5)
+    first = np.maximum((centre - 2 * stretch + 0.5).astype(np.int64), 0)
+    last = np.minimum((centre + 2 * stretch + 0.5).astype(np.int64), size)
+    inputs = np.arange(size)
+    x = np.abs(inputs - centre[:, None] + 0.5) / stretch
+    near = (1.5 * x - 2.5) * x * x + 1
+    far = ((-0.5 * x + 2.5) * x - 4) * x + 2
+    weights = np.where(x < 1, near, np.where(x < 2, far, 0.0))
+    weights *= (inputs >= first[:, None]) & (inputs < last[:, None])
+    weights /= weights.sum(axis=1, keepdims=True)
+    return weights.astype(np.float32), first, last
