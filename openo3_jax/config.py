@@ -80,13 +80,9 @@ class TextConfig:
 
     def __post_init__(self):
         if self.hidden_size % self.num_attention_heads:
-            raise InputError(
-                f"config: hidden_size={self.hidden_size} is not a multiple of {self.num_attention_heads=}"
-            )
+            raise InputError(f"config: hidden_size={self.hidden_size} is not a multiple of {self.num_attention_heads=}")
         if self.num_attention_heads % self.num_key_value_heads:
-            raise InputError(
-                f"config: {self.num_attention_heads=} is not a multiple of {self.num_key_value_heads=}"
-            )
+            raise InputError(f"config: {self.num_attention_heads=} is not a multiple of {self.num_key_value_heads=}")
         if sum(self.mrope_section) * 2 != self.head_dim:
             raise InputError(
                 f"config: mrope_section={list(self.mrope_section)} must add up to half the head size, "
@@ -178,7 +174,9 @@ def _read_fields(cls: type, values: Mapping[str, Any], where: str) -> Any:
     return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in known.items()})
 
 
-def _published(hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, vision_ffn: int, tied: bool) -> ModelConfig:
+def _published(
+    hidden: int, ffn: int, layers: int, heads: int, kv_heads: int, vision_ffn: int, tied: bool
+) -> ModelConfig:
     return ModelConfig(
         text=TextConfig(
             vocab_size=151936 if tied else 152064,

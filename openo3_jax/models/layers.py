@@ -1,0 +1,106 @@
+"""The building blocks of both towers. Attribute names follow HF, so that the weight table reads as identity."""
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from openo3_jax import mesh as mesh_lib
+from openo3_jax.types import Array
+
+INIT_STD = 0.02  # HF `initializer_range`
+
+
+def linear(
+    in_features: int,
+    out_features: int,
+    axes: tuple[str | None, str | None],
+    *,
+    bias: bool = False,
+    rngs: nnx.Rngs,
+) -> nnx.Linear:
+    """`nnx.Linear` whose kernel `[in, out]` carries logical axes and whose bias carries that of the output."""
+    return nnx.Linear(
+        in_features,
+        out_features,
+        use_bias=bias,
+        kernel_init=nnx.initializers.normal(INIT_STD),
+        kernel_metadata=mesh_lib.weight_axes(*axes),
+        bias_metadata=mesh_lib.weight_axes(axes[1]),
+        rngs=rngs,
+    )
+
+
+class RMSNorm(nnx.Module):
+    """`weight * x / sqrt(mean(x^2) + eps)`, statistics in float32. Source: HF `Qwen2RMSNorm`."""
+
+    def __init__(self, dim: int, *, eps: float):
+        self.weight = nnx.Param(jnp.ones((dim,)), **mesh_lib.weight_axes("norm"))
+        self.eps = eps
+
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        wide = x.astype(jnp.float32)
+        wide = wide * jax.lax.rsqrt(jnp.mean(wide * wide, axis=-1, keepdims=True) + self.eps)
+        return self.weight[...] * wide.astype(x.dtype)
+
+
+class Embedding(nnx.Module):
+    """Token id -> vector. The table is `[vocab, dim]`, as HF stores it; a tied head reads the same array."""
+
+    def __init__(self, vocab: int, dim: int, *, rngs: nnx.Rngs):
+        init = nnx.initializers.normal(INIT_STD)
+        self.weight = nnx.Param(init(rngs.params(), (vocab, dim)), **mesh_lib.weight_axes("vocab", "embed"))
+
+    def __call__(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch dim"]:
+        return jnp.take(self.weight[...], ids, axis=0)
+
+
+class SwiGLU(nnx.Module):
+    """`down(silu(gate(x)) * up(x))`. Source: HF `Qwen2MLP`; the vision tower's has biases."""
+
+    def __init__(self, dim: int, ffn: int, *, bias: bool, rngs: nnx.Rngs):
+        self.gate_proj = linear(dim, ffn, ("embed", "ffn"), bias=bias, rngs=rngs)
+        self.up_proj = linear(dim, ffn, ("embed", "ffn"), bias=bias, rngs=rngs)
+        self.down_proj = linear(ffn, dim, ("ffn", "embed"), bias=bias, rngs=rngs)
+
+    @jax.named_scope("swiglu")
+    def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
+        return self.down_proj(nnx.silu(self.gate_proj(x)) * self.up_proj(x))
+
+
+def stack(make_layer: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx.Rngs) -> nnx.Module:
+    """`depth` layers as one module whose weights have a leading `layers` dimension."""
+
+    @nnx.split_rngs(splits=depth)
+    @nnx.vmap(transform_metadata={nnx.PARTITION_NAME: "layers"})
+    def make(rngs: nnx.Rngs) -> nnx.Module:
+        return make_layer(rngs)
+
+    return make(rngs)
+
+
+def scan(
+    layers: nnx.Module,
+    x: Array,
+    call: Callable[[nnx.Module, Array, Any], tuple[Array, Any]],
+    per_layer: Any = None,
+    *,
+    mesh: Mesh,
+    remat: bool,
+) -> tuple[Array, Any]:
+    """Run stacked layers: `x, out = call(layer, x, per_layer[i])` for each; returns the last x and the stacked outs.
+
+    Weights are gathered over `fsdp` one layer at a time. `remat` keeps only x between layers and computes the rest
+    again in the backward pass.
+    """
+    graphdef, params = nnx.split(layers)
+
+    def body(x, scanned):
+        layer_params, extra = scanned
+        return call(nnx.merge(graphdef, mesh_lib.gather_layer(layer_params, mesh)), x, extra)
+
+    return jax.lax.scan(jax.checkpoint(body) if remat else body, x, (params, per_layer))
