@@ -1,6 +1,6 @@
 """`<think> <answer> <obj> <box> <t>`: values -> text and text -> values. The only grammar of evidence.
 
-Every scanner walks forward with `str.find` and never looks at a character twice for the same question, so its time
+Every scanner walks forward with `str.find` and asks no question twice of a character, so its time
 is linear in the text whatever the text is; no scanner raises on model text.
 """
 
@@ -22,7 +22,7 @@ class Claim(NamedTuple):
     """One `<obj>name</obj><box>[..]</box>at<t>12.3</t>s` of a text, well formed or not.
 
     `boxes`: None where one of them is not JSON; an entry is None where the JSON is not four numbers.
-    `time_s`: None where it is not a number; `nan` and `inf` are numbers. `start`, `end`: characters of the text.
+    `time_s`: None where it is not a number; `nan` and `inf` are numbers. `start`, `end`: its place in the text.
     """
 
     name: str
@@ -138,7 +138,7 @@ def _first_between(text: str, tag: str) -> str | None:
 
 
 def parse_times(text: str) -> list[float | None]:
-    """The seconds of every `<t>12.3</t>s`; only digits and points count as a time, None if they are no number.
+    """The seconds of every `<t>12.3</t>s`; only digits and points count; None if they are no number.
 
     Example: `parse_times("<t>3</t>s <t>-1</t>s <t>1.2.3</t>s")` is `[3.0, None]`.
     Source: src/r1-v/src/open_r1/reward_func.py:388-426.
@@ -174,7 +174,7 @@ def parse_span(text: str) -> Span | None:
 
 
 def _decimal_end(text: str, start: int) -> int:
-    """End of the digits, optional point and optional digits at `start`; `start` itself if there is no digit."""
+    """End of the unsigned decimal at `start`; `start` itself if there is no digit."""
     end = start
     while end < len(text) and text[end].isdecimal():
         end += 1
@@ -206,11 +206,11 @@ def parse_first_box(text: str) -> Box | None:
 def parse_claims(text: str) -> list[Claim]:
     """Every object, box run and time in a row, left to right; tags touch each other, contents are free.
 
-    An `<obj>` opens a claim whose name runs to the next `</obj><box>[`, whatever stands between; the boxes run to
-    the next `]</box>at<t>`, the time to the next `</t>s`.
+    An `<obj>` opens a claim whose name runs to the next `</obj><box>[`, whatever stands between; the boxes run
+    to the next `]</box>at<t>`, the time to the next `</t>s`.
 
     Example: `parse_claims("<obj>cat</obj><box>[1,2,3,4]</box>at<t>5</t>s")` is
-    `[Claim("cat", ((1.0, 2.0, 3.0, 4.0),), 5.0, 0, 49)]`.
+    `[Claim("cat", ((1.0, 2.0, 3.0, 4.0),), 5.0, 0, 45)]`.
     Source: src/r1-v/src/open_r1/reward_func.py:527-605.
     """
     claims = []
