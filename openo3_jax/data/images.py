@@ -30,9 +30,7 @@ _DECODE_ERRORS = (
 )
 
 
-def smart_resize(
-    height: int, width: int, *, min_pixels: int, max_pixels: int, factor: int = 28
-) -> tuple[int, int]:
+def smart_resize(height: int, width: int, *, min_pixels: int, max_pixels: int, factor: int = 28) -> tuple[int, int]:
     """Height and width in px, both multiples of `factor`, with min_pixels <= height * width <= max_pixels.
 
     Sides are rounded half to even, then scaled together when the area is out of range. The range is missed
@@ -48,7 +46,7 @@ def smart_resize(
         raise InputError(f"picture of {height}x{width} px is empty; expected both sides >= 1")
     if max(height, width) / min(height, width) > MAX_ASPECT_RATIO:
         raise InputError(
-            f"picture of {height}x{width} px (height x width): one side is more than {MAX_ASPECT_RATIO} times "
+            f"picture of {height}x{width} px (height x width): a side is more than {MAX_ASPECT_RATIO} times "
             "the other; crop it"
         )
     new_height = max(factor, round(height / factor) * factor)
@@ -109,16 +107,12 @@ def _decoded(read: Callable[[], np.ndarray], name: str) -> np.ndarray:
         ) from None
     except _DECODE_ERRORS as error:
         reason = " ".join(str(error).split())
-        raise InputError(
-            f"{name}: not a readable picture ({reason}); expected a whole PNG or JPEG file"
-        ) from None
+        raise InputError(f"{name}: not a readable picture ({reason}); expected a whole PNG or JPEG file") from None
 
 
 def _check_side(height: int, width: int, *, name: str) -> None:
     if max(height, width) > MAX_SIDE_PX:
-        raise InputError(
-            f"{name}: {height}x{width} px; sides of at most {MAX_SIDE_PX} px are read; scale it down"
-        )
+        raise InputError(f"{name}: {height}x{width} px; sides of at most {MAX_SIDE_PX} px are read; scale it down")
 
 
 def _to_rgb(picture: Image.Image, name: str) -> UInt8[np.ndarray, "height width 3"]:
@@ -178,9 +172,7 @@ def _bands(size: int, new_size: int, block: int = 16) -> Iterator[tuple[slice, s
         yield slice(start, stop), band, weights[start:stop, band]
 
 
-def _bicubic_weights(
-    size: int, new_size: int
-) -> tuple[Float[np.ndarray, "new_size size"], np.ndarray, np.ndarray]:
+def _bicubic_weights(size: int, new_size: int) -> tuple[Float[np.ndarray, "new_size size"], np.ndarray, np.ndarray]:
     """Row i weighs the inputs of output i and sums to 1; only inputs first[i] <= j < last[i] have any weight.
 
     Keys' cubic, w(x) = 1.5|x|^3 - 2.5|x|^2 + 1 for |x| < 1 and -0.5|x|^3 + 2.5|x|^2 - 4|x| + 2 for |x| < 2,

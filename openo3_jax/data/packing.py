@@ -1,0 +1,213 @@
+"""Samples -> Batch: several samples to a row, rows padded to one of a few static shapes."""
+
+import dataclasses
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from jaxtyping import Bool, Int
+
+from openo3_jax import config as config_lib
+from openo3_jax import types
+from openo3_jax.data import windows
+from openo3_jax.errors import InputError
+
+LossOn = Literal["assistant", "released"]  # the assistant's tokens, or every token but the image placeholder
+Row = Sequence[types.Sample]
+
+MERGE_UNIT = 4  # patches that become one visual token in every Qwen2.5-VL
+
+# Smallest step between two sizes of each field of a Bucket.
+_STEPS = {"seq": 128, "patches": 64, "windows": 8, "frames": 2, "frame_size": 16, "targets": 32}
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Bucket:
+    """The static shape of a Batch; one program is compiled for each. `frame_size` is in patches."""
+
+    rows: int
+    seq: int
+    patches: int
+    windows: int
+    frames: int
+    frame_size: int
+    targets: int
+
+    def __post_init__(self):
+        if self.patches % MERGE_UNIT:
+            raise InputError(f"bucket: patches={self.patches} is not a multiple of {MERGE_UNIT}")
+
+    @property
+    def visual(self) -> int:
+        """Merged visual tokens of a row."""
+        return self.patches // MERGE_UNIT
+
+
+def pack_rows(samples: Sequence[types.Sample], max_seq: int) -> list[list[int]]:
+    """Indices of `samples`, row by row, so that each row has at most `max_seq` tokens; every sample once.
+
+    First fit decreasing: the longest sample first, each into the first row with room; equal lengths in their
+    order. Within a row indices ascend. The result depends on the lengths alone.
+
+    Example: lengths 5, 3, 4, 2 with max_seq 7 -> [[0, 3], [1, 2]].
+
+    Raises: InputError for a sample longer than `max_seq`; nothing is cut off.
+    """
+    lengths = [len(sample.tokens) for sample in samples]
+    rows: list[list[int]] = []
+    room: list[int] = []
+    for index in sorted(range(len(samples)), key=lambda i: (-lengths[i], i)):
+        length = lengths[index]
+        if length > max_seq:
+            raise InputError(
+                f"sample {index}: {length} tokens, {length - max_seq} more than max_seq={max_seq}; raise max_seq, "
+                "or take fewer frames or pixels"
+            )
+        row = next((r for r, free in enumerate(room) if free >= length), len(rows))
+        if row == len(rows):
+            rows.append([])
+            room.append(max_seq)
+        rows[row].append(index)
+        room[row] -= length
+    return [sorted(row) for row in rows]
+
+
+def bucket_for(
+    samples_per_row: Sequence[Row],
+    vision: config_lib.VisionConfig,
+    *,
+    num_rows: int | None = None,
+    loss_on: LossOn = "assistant",
+    image_token_id: int = config_lib.ModelConfig.image_token_id,
+) -> Bucket:
+    """The smallest bucket that holds these rows; `num_rows`: of a larger batch, the rest being padding.
+
+    Each size is rounded up to a multiple of a step: 128 tokens, 64 patches, 8 windows, 2 frames, 16 patches a
+    frame, 32 targets, and from 4 steps on the largest power of two that is at most a quarter of the size. So
+    there are four sizes to each doubling, and less than a quarter is padding. 0 stays 0.
+    """
+    needs = [_needs(row, windows.patch_layout(_grids(row), vision), loss_on, image_token_id) for row in samples_per_row]
+    sizes = {field: _round_up(max((need[field] for need in needs), default=0), step) for field, step in _STEPS.items()}
+    return Bucket(rows=len(samples_per_row) if num_rows is None else num_rows, **sizes)
+
+
+def make_batch(
+    rows: Sequence[Row],
+    bucket: Bucket,
+    config: config_lib.ModelConfig,
+    *,
+    loss_on: LossOn = "assistant",
+    pad_id: int = 0,
+) -> types.Batch:
+    """Rows of samples as numpy arrays of the bucket's shape; missing rows are all padding.
+
+    Samples of a row stand one after the other as segments 1, 2, ..., each with its own positions. A target is
+    predicted from the slot before it in its own sample, so no first token is one. `loss_on="released"` trains on
+    all text, the questions too, as the reference does.
+
+    Raises: InputError when a row needs more than the bucket has, and by how much; nothing is cut off.
+    Source: Open-o3-Video src/r1-v/src/open_r1/sft_multi_task.py:387-396 (`released`).
+    """
+    assert config.vision.merge_unit == MERGE_UNIT
+    if len(rows) > bucket.rows:
+        raise InputError(f"batch: {len(rows)} rows, {len(rows) - bucket.rows} more than the bucket's {bucket.rows}")
+    batch = _empty_batch(bucket, config.vision, pad_id)
+    for index, row in enumerate(rows):
+        layout = windows.patch_layout(_grids(row), config.vision)
+        for field, need in _needs(row, layout, loss_on, config.image_token_id).items():
+            if need > getattr(bucket, field):
+                raise InputError(
+                    f"row {index}: {field}={need}, {need - getattr(bucket, field)} more than the bucket's "
+                    f"{getattr(bucket, field)}; use a larger bucket, fewer samples to a row, or fewer frames"
+                )
+        _fill_text(batch, index, row, loss_on, config.image_token_id)
+        if layout.num_frames:
+            _fill_vision(batch.vision, index, row, layout)
+    return batch
+
+
+def _grids(row: Row) -> list[types.VisionGrid]:
+    return [grid for sample in row for grid in sample.grids]
+
+
+def _is_target(sample: types.Sample, loss_on: LossOn, image_token_id: int) -> Bool[np.ndarray, " seq"]:
+    """True for the tokens that the loss predicts; the first has nothing before it to be predicted from."""
+    mask = sample.loss_mask if loss_on == "assistant" else sample.tokens != image_token_id
+    return mask & (np.arange(len(sample.tokens)) > 0)
+
+
+def _needs(row: Row, layout: windows.PatchLayout, loss_on: LossOn, image_token_id: int) -> dict[str, int]:
+    """Sizes that the row fills, under the names of the Bucket's fields."""
+    return {
+        "seq": sum(len(sample.tokens) for sample in row),
+        "patches": sum(len(sample.patches) for sample in row),
+        "windows": layout.num_windows,
+        "frames": layout.num_frames,
+        "frame_size": int(layout.frame_rank.max(initial=-1)) + 1,
+        "targets": sum(int(_is_target(sample, loss_on, image_token_id).sum()) for sample in row),
+    }
+
+
+def _round_up(size: int, step: int) -> int:
+    while size >= 8 * step:
+        step *= 2
+    return -(-size // step) * step
+
+
+def _empty_batch(bucket: Bucket, vision: config_lib.VisionConfig, pad_id: int) -> types.Batch:
+    def missing(*shape: int) -> Int[np.ndarray, "..."]:
+        return np.full((bucket.rows, *shape), -1, np.int32)
+
+    def zeros(*shape: int) -> Int[np.ndarray, "..."]:
+        return np.zeros((bucket.rows, *shape), np.int32)
+
+    return types.Batch(
+        tokens=np.full((bucket.rows, bucket.seq), pad_id, np.int32),
+        positions=zeros(3, bucket.seq),
+        segments=zeros(bucket.seq),
+        branches=zeros(bucket.seq),
+        visual_tokens=missing(bucket.seq),
+        visual_slots=missing(bucket.visual),
+        target_slots=missing(bucket.targets),
+        targets=missing(bucket.targets),
+        vision=types.VisionBatch(
+            patches=np.zeros((bucket.rows, bucket.patches, vision.patch_dim), np.float32),
+            patch_hw=zeros(bucket.patches, 2),
+            window_patches=missing(bucket.windows, vision.window_patches),
+            window_slots=missing(bucket.patches),
+            frame_patches=missing(bucket.frames, bucket.frame_size),
+            frame_slots=missing(bucket.patches),
+        ),
+    )
+
+
+def _fill_text(batch: types.Batch, index: int, row: Row, loss_on: LossOn, image_token_id: int) -> None:
+    start = num_visual = num_targets = 0
+    for segment, sample in enumerate(row, start=1):
+        stop = start + len(sample.tokens)
+        batch.tokens[index, start:stop] = sample.tokens
+        batch.positions[index, :, start:stop] = sample.positions
+        batch.segments[index, start:stop] = segment
+
+        visual = start + np.flatnonzero(sample.is_visual)
+        numbers = num_visual + np.arange(len(visual))
+        batch.visual_tokens[index, visual] = numbers
+        batch.visual_slots[index, numbers] = visual
+        num_visual += len(visual)
+
+        targets = np.flatnonzero(_is_target(sample, loss_on, image_token_id))
+        places = slice(num_targets, num_targets + len(targets))
+        batch.target_slots[index, places] = start + targets - 1
+        batch.targets[index, places] = sample.tokens[targets]
+        num_targets += len(targets)
+        start = stop
+
+
+def _fill_vision(vision: types.VisionBatch, index: int, row: Row, layout: windows.PatchLayout) -> None:
+    number = np.arange(len(layout.hw))
+    vision.patches[index, : len(number)] = np.concatenate([sample.patches for sample in row])
+    vision.patch_hw[index, : len(number)] = layout.hw
+    vision.window_patches[index, layout.window, layout.window_rank] = number
+    vision.window_slots[index, : len(number)] = layout.window * vision.window_patches.shape[-1] + layout.window_rank
+    vision.frame_patches[index, layout.frame, layout.frame_rank] = number
+    vision.frame_slots[index, : len(number)] = layout.frame * vision.frame_patches.shape[-1] + layout.frame_rank
