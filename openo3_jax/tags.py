@@ -22,11 +22,12 @@ class Claim(NamedTuple):
     """One `<obj>name</obj><box>[..]</box>at<t>12.3</t>s` of a text, well formed or not.
 
     `boxes`: None where one of them is not JSON; an entry is None where the JSON is not four numbers.
-    `time_s`: None where it is not a number; `nan` and `inf` are numbers. `start`, `end`: its place in the text.
+    `time_s`: None where `time_text` is not a number; `nan` and `inf` are. `start`, `end`: its place in the text.
     """
 
     name: str
     boxes: tuple[Box | None, ...] | None
+    time_text: str
     time_s: float | None
     start: int
     end: int
@@ -148,12 +149,17 @@ def parse_times(text: str) -> list[float | None]:
     while here >= 0:
         start = here + 3
         end = start
-        while end < len(text) and (text[end] == "." or text[end].isdecimal()):
+        while end < len(text) and is_plain_number(text[end]):
             end += 1
         if end > start and text.startswith("</t>s", end):
             times.append(_to_float(text[start:end]))
         here = text.find("<t>", end)
     return times
+
+
+def is_plain_number(text: str) -> bool:
+    """Only digits and points, as `parse_times` wants them."""
+    return all(character == "." or character.isdecimal() for character in text)
 
 
 def parse_span(text: str) -> Span | None:
@@ -199,8 +205,44 @@ def parse_first_box(text: str) -> Box | None:
 
     Source: src/r1-v/src/open_r1/reward_func.py:184-237.
     """
-    content = next(_bracketed(text, "<box>[", "]</box>"), None)
+    content = first_box_content(text)
     return None if content is None else box_from_json(_from_json(content))
+
+
+def first_box_content(text: str) -> str | None:
+    """`[..]` of the first `<box>[..]</box>` on one line, brackets included; None without one."""
+    return next(_bracketed(text, "<box>[", "]</box>"), None)
+
+
+def has_adjacent_box(text: str) -> bool:
+    """An `<obj>..</obj><box>[..]</box>` occurs."""
+    start = text.find("<obj>")
+    box = text.find(_CLAIM_TO_BOX, start + 5) if start >= 0 else -1
+    return box >= 0 and text.find("]</box>", box + len(_CLAIM_TO_BOX)) >= 0
+
+
+def has_one_word_box(text: str) -> bool:
+    """An `<obj>word</obj><box>[..]</box>` occurs on one line; its name is letters, digits and underscores.
+
+    Source: src/r1-v/src/open_r1/reward_func.py:239-306.
+    """
+    for line in text.split("\n"):
+        last_close = line.rfind("]</box>")
+        start = line.find("<obj>")
+        while start >= 0:
+            end = start + 5
+            while end < len(line) and (line[end] == "_" or line[end].isalnum()):
+                end += 1
+            box_start = end + len(_CLAIM_TO_BOX)
+            if end > start + 5 and line.startswith(_CLAIM_TO_BOX, end) and last_close >= box_start:
+                return True
+            start = line.find("<obj>", end)
+    return False
+
+
+def counts_match(text: str, *names: str) -> bool:
+    """Each of these tags is closed as often as it is opened, in whatever order."""
+    return all(text.count(f"<{name}>") == text.count(f"</{name}>") for name in names)
 
 
 def parse_claims(text: str) -> list[Claim]:
@@ -210,7 +252,7 @@ def parse_claims(text: str) -> list[Claim]:
     to the next `]</box>at<t>`, the time to the next `</t>s`.
 
     Example: `parse_claims("<obj>cat</obj><box>[1,2,3,4]</box>at<t>5</t>s")` is
-    `[Claim("cat", ((1.0, 2.0, 3.0, 4.0),), 5.0, 0, 45)]`.
+    `[Claim("cat", ((1.0, 2.0, 3.0, 4.0),), "5", 5.0, 0, 45)]`.
     Source: src/r1-v/src/open_r1/reward_func.py:527-605.
     """
     claims = []
@@ -226,9 +268,8 @@ def parse_claims(text: str) -> list[Claim]:
         values = [_from_json(content) for content in _bracketed(run, "[", "]")]
         boxes = None if any(value is None for value in values) else tuple(map(box_from_json, values))
         end = time_end + len("</t>s")
-        claims.append(
-            Claim(text[start + 5 : name_end], boxes, _to_float(text[time_start:time_end]), start, end)
-        )
+        time_text = text[time_start:time_end]
+        claims.append(Claim(text[start + 5 : name_end], boxes, time_text, _to_float(time_text), start, end))
         start = text.find("<obj>", end)
     return claims
 

@@ -1,0 +1,77 @@
+"""The answer against the truth, for one row: option match and ROUGE, arrays in, score in [0, 1] out."""
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from openo3_jax import tasks
+from openo3_jax.rewards.arrays import Prediction, Truth
+from openo3_jax.rewards.rules import RewardRules
+
+
+def ans_acc(prediction: Prediction, truth: Truth, rules: RewardRules) -> Float[Array, ""]:
+    """1 or 0 for options, ROUGE for free text, 0 for the tasks whose answer is a span or a box.
+
+    Source: src/r1-v/src/open_r1/reward_func.py:17-84.
+    """
+    is_option = (truth.task == tasks.TASKS.index(tasks.GENERAL_MCQ)) | (
+        truth.task == tasks.TASKS.index(tasks.TEMPORAL_MCQ)
+    )
+    letter = option_match(prediction.options).astype(float)
+    text = rouge(prediction.words, prediction.num_words, truth.words, rules)
+    return jnp.where(is_option, letter, text)
+
+
+def option_match(options: Int[Array, "4"]) -> Bool[Array, ""]:
+    """The reply is the right option, bare or as `X.`, `(X)`, `[X]`; code 0 is the right one."""
+    return (options == 0).any()
+
+
+def rouge(
+    words: Int[Array, " words"], num_words: Int[Array, ""], gold: Int[Array, " gold_words"], rules: RewardRules
+) -> Float[Array, ""]:
+    """Mean of the F1 of ROUGE-1, ROUGE-2 and ROUGE-L, or one of them; words are codes, gold < 0 is padding.
+
+    `num_words` counts the reply's words, in the vocabulary (code >= 0) or not. 0 where a side is empty.
+    Source: src/r1-v/src/open_r1/reward_func.py:60-80; rouge_score 0.1.2, rouge_scorer.py.
+    """
+    num_gold = (gold >= 0).sum()
+    scores = {
+        "rouge1": _f1(ngram_overlap(words, gold), num_words, num_gold),
+        "rouge2": _f1(ngram_overlap(_pairs(words), _pairs(gold)), num_words - 1, num_gold - 1),
+        "rougeL": _f1(common_subsequence(words, gold), num_words, num_gold),
+    }
+    return sum(scores.values()) / 3 if rules.rouge == "mean" else scores[rules.rouge]
+
+
+def ngram_overlap(codes: Int[Array, " words"], gold: Int[Array, " gold_words"]) -> Int[Array, ""]:
+    """n-grams in common, each as often as both sides have it; negative codes match nothing."""
+    # overlap = sum over the distinct n-grams g of gold of min(count(g), count_gold(g))
+    count = (codes[:, None] == gold).sum(0)
+    same = gold[:, None] == gold
+    is_first = ~jnp.tril(same, -1).any(1)
+    return jnp.where(is_first & (gold >= 0), jnp.minimum(count, same.sum(0)), 0).sum()
+
+
+def common_subsequence(codes: Int[Array, " words"], gold: Int[Array, " gold_words"]) -> Int[Array, ""]:
+    """Length of the longest common subsequence."""
+
+    # best[i, j] = max(best[i - 1, j], best[i, j - 1], best[i - 1, j - 1] + 1 where codes[i] == gold[j])
+    def next_row(best: Int[Array, " gold_words"], code: Int[Array, ""]):
+        extended = jnp.where(gold == code, jnp.pad(best[:-1], (1, 0)) + 1, 0)
+        return jax.lax.cummax(jnp.maximum(best, extended)), None
+
+    best, _ = jax.lax.scan(next_row, jnp.zeros(len(gold), jnp.int32), codes)
+    return best[-1]
+
+
+def _pairs(codes: Int[Array, " words"]) -> Int[Array, " pairs"]:
+    """Codes of neighbouring words, one code for each pair; negative where a word is out of the vocabulary."""
+    left, right = codes[:-1].astype(jnp.int64), codes[1:].astype(jnp.int64)
+    return jnp.where((left >= 0) & (right >= 0), (left << 32) | right, -1)
+
+
+def _f1(overlap: Int[Array, ""], num_words: Int[Array, ""], num_gold: Int[Array, ""]) -> Float[Array, ""]:
+    # F1 = 2 P R / (P + R) with P = overlap / words, R = overlap / gold words, which is 2 overlap / (words + gold)
+    total = jnp.maximum(num_words, 0) + jnp.maximum(num_gold, 0)
+    return jnp.where(total > 0, 2 * overlap / jnp.maximum(total, 1), 0.0)

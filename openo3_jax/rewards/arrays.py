@@ -1,0 +1,197 @@
+"""Parsed rows -> padded arrays of a few static shapes: what crosses from the host into `jit`."""
+
+from collections.abc import Sequence
+from itertools import chain
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Array, Bool, Float, Int
+
+
+class Prediction(NamedTuple):
+    """One completion, or with leading `rows` a batch of them. Lists on the host, padded arrays afterwards.
+
+    A word is its number in the vocabulary of the ground truth, -1 if it does not occur there. Boxes are xyxy px.
+    """
+
+    words: Int[Array, "*rows words"]
+    num_words: Int[Array, "*rows"]
+    options: Int[Array, "*rows 4"]  # the answer as it stands, and with `X.` `(X)` `[X]` undone; 0 is the right one
+    span_s: Float[Array, "*rows 2"]  # nan where there is none
+    answer_box: Float[Array, "*rows 4"]  # nan where there is none
+    times_s: Float[Array, "*rows times"]  # nan where it is no number
+    time_valid: Bool[Array, "*rows times"]
+    time_repeats: Bool[Array, "*rows times"]
+    claim_times_s: Float[Array, "*rows claims"]
+    claim_valid: Bool[Array, "*rows claims"]  # the time is a number and every box is JSON
+    claim_repeats: Bool[Array, "*rows claims"]
+    claim_names: Int[Array, "*rows claims"]  # number of the name among the objects of the ground truth, or -1
+    boxes: Float[Array, "*rows boxes 4"]  # nan where it is not four numbers
+    box_claim: Int[Array, "*rows boxes"]  # claim of a box; -1: in think, but in no claim
+    num_objects: Int[Array, "*rows"]  # `<obj>` in think
+    odd_time_claims: Int[Array, "*rows"]  # parsed claims whose time `times_s` leaves out, such as `<t>1e1</t>s`
+    has_think: Bool[Array, "*rows"]
+    has_answer: Bool[Array, "*rows"]
+    balanced: Bool[Array, "*rows"]  # every tag that the format term counts is closed as often as opened
+    num_time_tags: Int[Array, "*rows"]  # `<t>` in think
+    has_each_tag: Bool[Array, "*rows"]  # `<obj>`, `<box>` and `<t>` occur in think
+    adjacent_claim: Bool[Array, "*rows"]  # object, box and time touch somewhere in think
+    adjacent_box: Bool[Array, "*rows"]  # object and box touch somewhere in think
+    one_word_object: Bool[Array, "*rows"]  # they touch somewhere in the text, and the name is one word
+
+
+class Truth(NamedTuple):
+    """One record's ground truth, or with leading `rows` a batch. Boxes are xyxy px of what the model saw."""
+
+    task: Int[Array, "*rows"]  # index into `tasks.TASKS`
+    words: Int[Array, "*rows gold_words"]
+    span_s: Float[Array, "*rows 2"]
+    has_span: Bool[Array, "*rows"]
+    answer_box: Float[Array, "*rows 4"]
+    has_box: Bool[Array, "*rows"]
+    frame_times_s: Float[Array, "*rows frames"]
+    frame_valid: Bool[Array, "*rows frames"]
+    frame_has_items: Bool[Array, "*rows frames"]
+    has_frames: Bool[Array, "*rows"]  # at least one, each at a finite time
+    has_items: Bool[Array, "*rows"]  # every box is four finite numbers
+    object_frame: Int[Array, "*rows objects"]  # key frame that shows the object; -1: padding
+    object_names: Int[Array, "*rows objects"]
+    gold_boxes: Float[Array, "*rows gold_boxes 4"]
+    gold_box_object: Int[Array, "*rows gold_boxes"]  # -1: padding
+
+
+class Rows(NamedTuple):
+    """Everything a score is made of. `progress` in [0, 1] is the share of training done."""
+
+    prediction: Prediction
+    truth: Truth
+    progress: Float[Array, "*rows"]
+
+
+class _Column(NamedTuple):
+    """How a field is padded: the size that bounds it (None: one value; an int: that many), filler and type."""
+
+    size: str | int | None
+    fill: float
+    dtype: type
+    width: int = 1  # values per entry
+
+
+_INT, _FLOAT, _BOOL = np.int32, np.float64, np.bool_
+_PREDICTION = Prediction(
+    words=_Column("words", -1, _INT),
+    num_words=_Column(None, 0, _INT),
+    options=_Column(4, -1, _INT),
+    span_s=_Column(2, np.nan, _FLOAT),
+    answer_box=_Column(4, np.nan, _FLOAT),
+    times_s=_Column("times", np.nan, _FLOAT),
+    time_valid=_Column("times", False, _BOOL),
+    time_repeats=_Column("times", False, _BOOL),
+    claim_times_s=_Column("claims", np.nan, _FLOAT),
+    claim_valid=_Column("claims", False, _BOOL),
+    claim_repeats=_Column("claims", False, _BOOL),
+    claim_names=_Column("claims", -1, _INT),
+    boxes=_Column("boxes", np.nan, _FLOAT, width=4),
+    box_claim=_Column("boxes", -1, _INT),
+    num_objects=_Column(None, 0, _INT),
+    odd_time_claims=_Column(None, 0, _INT),
+    has_think=_Column(None, False, _BOOL),
+    has_answer=_Column(None, False, _BOOL),
+    balanced=_Column(None, False, _BOOL),
+    num_time_tags=_Column(None, 0, _INT),
+    has_each_tag=_Column(None, False, _BOOL),
+    adjacent_claim=_Column(None, False, _BOOL),
+    adjacent_box=_Column(None, False, _BOOL),
+    one_word_object=_Column(None, False, _BOOL),
+)
+_TRUTH = Truth(
+    task=_Column(None, 0, _INT),
+    words=_Column("words", -2, _INT),  # unlike the -1 of a prediction: padding never matches
+    span_s=_Column(2, np.nan, _FLOAT),
+    has_span=_Column(None, False, _BOOL),
+    answer_box=_Column(4, np.nan, _FLOAT),
+    has_box=_Column(None, False, _BOOL),
+    frame_times_s=_Column("frames", np.nan, _FLOAT),
+    frame_valid=_Column("frames", False, _BOOL),
+    frame_has_items=_Column("frames", False, _BOOL),
+    has_frames=_Column(None, False, _BOOL),
+    has_items=_Column(None, False, _BOOL),
+    object_frame=_Column("objects", -1, _INT),
+    object_names=_Column("objects", -2, _INT),
+    gold_boxes=_Column("boxes", np.nan, _FLOAT, width=4),
+    gold_box_object=_Column("boxes", -1, _INT),
+)
+
+# Entries per row at level 0; a row that needs more goes, with its like, to a level 4, 16, 64 .. times as wide.
+PREDICTION_SIZES = {"words": 64, "times": 16, "claims": 8, "boxes": 8}
+TRUTH_SIZES = {"words": 64, "frames": 8, "objects": 16, "boxes": 32}
+_GROWTH = 4
+_FEWEST_ROWS = 8
+
+
+class Bucket(NamedTuple):
+    """Rows of one static shape. `places[i]` is where row i of `rows` stands in the batch; padding follows."""
+
+    places: Int[np.ndarray, " real"]
+    rows: Rows
+
+
+def make_buckets(
+    predictions: Sequence[Prediction], truths: Sequence[Truth], progress: Float[np.ndarray, " rows"]
+) -> list[Bucket]:
+    """Pad rows to as few static shapes as their sizes allow; most batches need one.
+
+    A shape depends on the number of rows (rounded up to a power of two) and on the widest level, never on contents,
+    so one long answer costs a small bucket of its own instead of widening the batch.
+    """
+    members: dict[tuple[int, int], list[int]] = {}
+    truth_levels = {id(truth): _level(_TRUTH, TRUTH_SIZES, truth) for truth in truths}
+    for place, (prediction, truth) in enumerate(zip(predictions, truths, strict=True)):
+        key = (_level(_PREDICTION, PREDICTION_SIZES, prediction), truth_levels[id(truth)])
+        members.setdefault(key, []).append(place)
+    buckets = []
+    for (wide, tall), places in sorted(members.items()):
+        num_rows = max(_FEWEST_ROWS, 1 << (len(places) - 1).bit_length())
+        rows = Rows(
+            Prediction(*_stack(_PREDICTION, _sizes(PREDICTION_SIZES, wide), predictions, places, num_rows)),
+            Truth(*_stack(_TRUTH, _sizes(TRUTH_SIZES, tall), truths, places, num_rows)),
+            np.zeros(num_rows),
+        )
+        rows.progress[: len(places)] = progress[places]
+        buckets.append(Bucket(np.asarray(places), rows))
+    return buckets
+
+
+def _sizes(base: dict[str, int], level: int) -> dict[str, int]:
+    return {name: size * _GROWTH**level for name, size in base.items()}
+
+
+def _level(columns: Sequence[_Column], base: dict[str, int], row: Sequence[Any]) -> int:
+    """The smallest level whose sizes hold the row."""
+    level = 0
+    for column, values in zip(columns, row, strict=True):
+        if isinstance(column.size, str):
+            while len(values) > base[column.size] * _GROWTH**level:
+                level += 1
+    return level
+
+
+def _stack(
+    columns: Sequence[_Column], sizes: dict[str, int], rows: Sequence[Any], places: list[int], num_rows: int
+) -> list[np.ndarray]:
+    """One padded array per field, `[num_rows, size]` or `[num_rows, size, width]`."""
+    stacked = []
+    for field, column in enumerate(columns):
+        values = [rows[place][field] for place in places]
+        if column.size is None:
+            out = np.full(num_rows, column.fill, column.dtype)
+            out[: len(places)] = values
+            stacked.append(out)
+            continue
+        size = column.size if isinstance(column.size, int) else sizes[column.size]
+        out = np.full((num_rows, size) + (column.width,) * (column.width > 1), column.fill, column.dtype)
+        lengths = np.fromiter(map(len, values), np.int64, len(values))
+        flat = np.array(list(chain.from_iterable(values)), column.dtype)
+        out[: len(places)][np.arange(size) < lengths[:, None]] = flat.reshape(-1, *out.shape[2:])
+        stacked.append(out)
+    return stacked

@@ -1,0 +1,32 @@
+"""Whether a completion keeps to the grammar, for one row: 0, 0.5 or 1."""
+
+import jax.numpy as jnp
+from jaxtyping import Array, Float
+
+from openo3_jax import tasks
+from openo3_jax.rewards.arrays import Prediction, Truth
+from openo3_jax.rewards.rules import RewardRules
+
+
+def format_score(prediction: Prediction, truth: Truth, rules: RewardRules) -> Float[Array, ""]:
+    """0 without a think and an answer or with unbalanced tags; 1 with the evidence the task asks for; else 0.5.
+
+    Evidence: nothing for the general tasks, two `<t>` in think for the temporal ones, an object with its box and,
+    for the temporal-spatial task, its time. `adjacent` wants these to touch; `counts` wants each of `<obj>`, `<box>`
+    and `<t>` once in think, for visual QA too.
+    Source: src/r1-v/src/open_r1/reward_func.py:239-306.
+    """
+    is_visual = truth.task == tasks.TASKS.index(tasks.VISUAL)
+    is_spatial = is_visual | (truth.task == tasks.TASKS.index(tasks.TEMPORAL_SPATIAL))
+    is_temporal = (truth.task == tasks.TASKS.index(tasks.TEMPORAL)) | (
+        truth.task == tasks.TASKS.index(tasks.TEMPORAL_MCQ)
+    )
+    if rules.format_evidence == "adjacent":
+        box_evidence = jnp.where(is_visual, prediction.adjacent_box, prediction.adjacent_claim)
+    else:
+        box_evidence = prediction.has_each_tag
+    if rules.format_one_word_object:
+        box_evidence |= is_visual & prediction.one_word_object
+    has_evidence = jnp.where(is_spatial, box_evidence, ~is_temporal | (prediction.num_time_tags >= 2))
+    well_formed = prediction.has_think & prediction.has_answer & prediction.balanced
+    return jnp.where(well_formed, jnp.where(has_evidence, 1.0, 0.5), 0.0)

@@ -1,0 +1,115 @@
+"""Terms -> reward: which apply, their weighted sum, and advantages within a group."""
+
+import dataclasses
+import functools
+from typing import Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float
+
+from openo3_jax import tasks
+from openo3_jax.errors import InputError
+from openo3_jax.rewards import answer, format, spatial, temporal
+from openo3_jax.rewards.arrays import Rows
+from openo3_jax.rewards.rules import TERMS, RewardRules
+
+
+class Scores(NamedTuple):
+    """Terms in the order of `rules.TERMS`; 0 where they do not apply. `total` is their weighted sum."""
+
+    terms: Float[Array, "*rows terms"]
+    applies: Bool[Array, "*rows terms"]
+    total: Float[Array, "*rows"]
+
+
+@functools.partial(jax.jit, static_argnames="rules")
+def score_rows(rows: Rows, rules: RewardRules) -> Scores:
+    """Every term of every row, float32; call it under `jax.enable_x64`, times need float64 before the gate.
+
+    Rows do not see each other: any order, any mix of tasks, any sharding of the leading dimension.
+    """
+    scores = jax.vmap(lambda row: score_row(row, rules))(rows)
+    return Scores(scores.terms.astype(jnp.float32), scores.applies, scores.total.astype(jnp.float32))
+
+
+def score_row(row: Rows, rules: RewardRules) -> Scores:
+    """The seven terms of one row and their sum.
+
+    Source: arXiv:2510.20579, section 3.3; src/r1-v/src/open_r1/trainer/grpo_trainer.py:639-658.
+    """
+    prediction, truth, progress = row
+    values = {
+        "ans_acc": answer.ans_acc(prediction, truth, rules),
+        "ans_tiou": temporal.ans_tiou(prediction, truth),
+        "ans_viou": spatial.ans_viou(prediction, truth),
+        "thk_temporal_point": temporal.thk_temporal_point(prediction, truth, progress, rules),
+        "thk_temporal_segment": temporal.thk_temporal_segment(prediction, truth, rules),
+        "thk_spatial": spatial.thk_spatial(prediction, truth, rules),
+        "format": format.format_score(prediction, truth, rules),
+    }
+    applies = term_applies(row, rules)
+    terms = jnp.where(applies, jnp.stack([values[term] for term in TERMS]), 0.0)
+    weights = jnp.array(rules.weight_table())[truth.task]
+    return Scores(terms, applies, (weights * terms).sum())
+
+
+def term_applies(row: Rows, rules: RewardRules) -> Bool[Array, " terms"]:
+    """Which terms mean something: the task has them, and the ground truth they need is well formed."""
+    prediction, truth, _ = row
+    is_task = {task: truth.task == index for index, task in enumerate(tasks.TASKS)}
+    is_spatial, is_visual = is_task[tasks.TEMPORAL_SPATIAL], is_task[tasks.VISUAL]
+    is_temporal = is_task[tasks.TEMPORAL] | is_task[tasks.TEMPORAL_MCQ]
+    evidence = spatial.gather_evidence(prediction, truth, rules)
+    annotated = truth.has_frames & truth.has_items & ~spatial.cites_unannotated(evidence, truth)
+    spans = is_task[tasks.TEMPORAL] if rules.temporal_mcq_terms == "letter" else is_temporal
+    applies = {
+        "ans_acc": ~is_visual & ~is_task[tasks.TEMPORAL],
+        "ans_tiou": spans & truth.has_span,
+        "ans_viou": is_visual & truth.has_box,
+        "thk_temporal_point": is_spatial & truth.has_frames,
+        "thk_temporal_segment": is_temporal & truth.has_span,
+        "thk_spatial": (is_spatial & annotated) | (is_visual & truth.has_box & rules.visual_thk_spatial),
+        "format": jnp.bool_(True),
+    }
+    return jnp.stack([applies[term] for term in TERMS])
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdvantageRules:
+    """How rewards of a group become advantages. Defaults are the released trainer's (grpo_trainer.py:675-681)."""
+
+    scale: Literal["std", "none"] = "std"  # none: Dr.GRPO (arXiv:2503.20783)
+    std_floor: float = 1e-4  # added to the standard deviation
+    unbiased: bool = True  # divide by group - 1
+    drop_equal: bool = False  # a group of equal rewards teaches nothing: leave it out of the loss
+
+    def __post_init__(self):
+        if self.std_floor < 0:
+            raise InputError(f"advantages: std_floor={self.std_floor}; expected >= 0")
+
+
+class Advantages(NamedTuple):
+    """`keep` is False for groups to leave out of the loss."""
+
+    advantage: Float[Array, "prompts group"]
+    mean: Float[Array, " prompts"]
+    std: Float[Array, " prompts"]
+    keep: Bool[Array, " prompts"]
+
+
+def advantages(reward: Float[Array, "prompts group"], rules: AdvantageRules) -> Advantages:
+    """Each rollout's reward relative to its group. 0 in a group of one or of equal rewards.
+
+    Source: src/r1-v/src/open_r1/trainer/grpo_trainer.py:675-681.
+    """
+    group = reward.shape[1]
+    mean = reward.mean(1)
+    centred = reward - mean[:, None]
+    # std = sqrt(sum (r - mean)^2 / (G - 1)), or / G
+    std = jnp.sqrt((centred**2).sum(1) / max(group - rules.unbiased, 1))
+    is_equal = reward.max(1) == reward.min(1)
+    # A = (r - mean) / (std + floor)
+    spread = jnp.where(is_equal, 1.0, std + rules.std_floor) if rules.scale == "std" else jnp.ones_like(std)
+    advantage = jnp.where(is_equal[:, None], 0.0, centred / spread[:, None])
+    return Advantages(advantage, mean, std, ~is_equal if rules.drop_equal else jnp.ones_like(is_equal))

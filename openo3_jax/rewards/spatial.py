@@ -1,0 +1,137 @@
+"""Where: boxes against boxes, and evidence against key frames, for one row, in px and float64."""
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jaxtyping import Array, Bool, Float, Int
+
+from openo3_jax import geometry, tasks
+from openo3_jax.rewards import temporal
+from openo3_jax.rewards.arrays import Prediction, Truth
+from openo3_jax.rewards.rules import RewardRules
+
+
+class Evidence(NamedTuple):
+    """What became of each claim of one row."""
+
+    frame: Int[Array, " claims"]  # the key frame it was matched to; meaningless without any
+    delta_s: Float[Array, " claims"]  # cited time minus the frame's
+    cited: Bool[Array, " claims"]  # the claim is well formed and its frame passed the gate
+    box_iou: Float[Array, "boxes gold_boxes"]  # every predicted box with every true one of any frame
+    iou: Float[Array, " claims"]  # what the claim earns; 0 unless cited
+
+
+def ans_viou(prediction: Prediction, truth: Truth) -> Float[Array, ""]:
+    """IoU in [0, 1] of the answer's box and the true one; 0 without a box.
+
+    Source: src/r1-v/src/open_r1/reward_func.py:184-237.
+    """
+    return geometry.box_iou(prediction.answer_box, truth.answer_box)
+
+
+def thk_spatial(prediction: Prediction, truth: Truth, rules: RewardRules) -> Float[Array, ""]:
+    """Mean of what the claims in think earn; for visual QA, the best box in think (`visual_thk_spatial`).
+
+    0 unless both think and answer are there.
+    Source: arXiv:2510.20579, Eq. 5; src/r1-v/src/open_r1/reward_func.py:475-605.
+    """
+    evidence = gather_evidence(prediction, truth, rules)
+    counted = counted_claims(prediction, rules)
+    # r = sum over claims of v / number of times or claims
+    score = jnp.where(counted, evidence.iou, 0.0).sum() / jnp.maximum(num_claims(prediction, rules), 1)
+    if rules.key_frame_recall:
+        frames = jnp.arange(truth.frame_valid.shape[0])
+        is_cited = (evidence.cited[:, None] & (evidence.frame[:, None] == frames)).any(0)
+        score *= is_cited.sum() / jnp.maximum(truth.frame_valid.sum(), 1)
+    if rules.visual_thk_spatial:
+        best = _at_least(geometry.box_iou(prediction.boxes, truth.answer_box), rules.min_iou).max()
+        score = jnp.where(truth.task == tasks.TASKS.index(tasks.VISUAL), best, score)
+    return jnp.where(prediction.has_think & prediction.has_answer, score, 0.0)
+
+
+def gather_evidence(prediction: Prediction, truth: Truth, rules: RewardRules) -> Evidence:
+    """Match every claim to a key frame, and its boxes to that frame's objects.
+
+    An object without boxes, and a frame without objects, earn 0.
+    Source: src/r1-v/src/open_r1/reward_func.py:337-386, 527-605.
+    """
+    frame, delta_s, passes = match_frames(prediction.claim_times_s, truth.frame_times_s, truth.frame_valid, rules)
+    cited = passes & prediction.claim_valid
+    num_claims, num_objects = len(prediction.claim_names), len(truth.object_names)
+
+    box_iou = geometry.box_iou(prediction.boxes[:, None], truth.gold_boxes)
+    # best[claim, gold box] = max over the claim's boxes of IoU
+    best = jax.ops.segment_max(box_iou, _or_last(prediction.box_claim, num_claims), num_claims + 1)[:-1]
+    best = _at_least(jnp.maximum(best, 0.0), rules.min_iou)
+    # object[claim, object] = max or mean over the object's boxes
+    box_object = _or_last(truth.gold_box_object, num_objects)
+    if rules.box_overlap == "best_pair":
+        overlap = jnp.maximum(jax.ops.segment_max(best.T, box_object, num_objects + 1)[:-1].T, 0.0)
+    else:
+        count = jax.ops.segment_sum(jnp.ones(len(box_object)), box_object, num_objects + 1)[:-1]
+        overlap = jax.ops.segment_sum(best.T, box_object, num_objects + 1)[:-1].T / jnp.maximum(count, 1.0)
+    # v[claim] = 1[gate] max over the objects of its frame
+    shown = (truth.object_frame >= 0) & (truth.object_frame == frame[:, None])
+    if rules.compare_names:
+        shown &= truth.object_names == prediction.claim_names[:, None]
+    iou = jnp.where(shown & cited[:, None], overlap, 0.0).max(1)
+    return Evidence(frame, delta_s, cited, box_iou, iou)
+
+
+def match_frames(
+    times_s: Float[Array, " claims"],
+    frame_times_s: Float[Array, " frames"],
+    frame_valid: Bool[Array, " frames"],
+    rules: RewardRules,
+) -> tuple[Int[Array, " claims"], Float[Array, " claims"], Bool[Array, " claims"]]:
+    """The key frame of each cited time (the first of several at one distance), cited minus its time, and the gate.
+
+    `nearest_then_gate` looks for the nearest of all frames; `gate_then_nearest` first drops those beyond the
+    gate, so that a farther one may win, and cannot use a frame at -1 s, its sign for "none".
+    Source: arXiv:2510.20579, Eq. 5; src/r1-v/src/open_r1/reward_func.py:548-575.
+    """
+    delta_s = times_s[:, None] - frame_times_s  # [claims frames]
+    inside = temporal.within_gate(delta_s, rules) & frame_valid
+    candidates = inside if rules.match == "gate_then_nearest" else jnp.broadcast_to(frame_valid, inside.shape)
+    frame = jnp.where(candidates, jnp.abs(delta_s), jnp.inf).argmin(1)
+    passes = jnp.take_along_axis(inside, frame[:, None], 1)[:, 0]
+    if rules.match == "gate_then_nearest":
+        passes &= frame_times_s[frame] != -1.0
+    return frame, jnp.take_along_axis(delta_s, frame[:, None], 1)[:, 0], passes
+
+
+def cites_unannotated(evidence: Evidence, truth: Truth) -> Bool[Array, ""]:
+    """A claim was matched to a key frame for which the record has no boxes: there is no truth to compare with."""
+    return (evidence.cited & ~truth.frame_has_items[evidence.frame]).any()
+
+
+def counted_claims(prediction: Prediction, rules: RewardRules) -> Bool[Array, " claims"]:
+    """Claims that may earn something: well formed, and with `repeats_once` the first of its kind."""
+    return prediction.claim_valid & ~prediction.claim_repeats if rules.repeats_once else prediction.claim_valid
+
+
+def num_claims(prediction: Prediction, rules: RewardRules) -> Int[Array, ""]:
+    """What thk_spatial is divided by: the parsable times in think, or the claims.
+
+    With `repeats_once` repeated times or claims are left out; with `malformed_in_denominator` it is at least the
+    number of `<obj>` (less the repeated claims).
+    """
+    is_repeat = prediction.claim_valid & prediction.claim_repeats
+    if rules.claim_denominator == "times":
+        is_time = prediction.time_valid & ~jnp.isnan(prediction.times_s)
+        number = is_time.sum() + prediction.odd_time_claims - (is_repeat.sum() if rules.repeats_once else 0)
+    else:
+        number = counted_claims(prediction, rules).sum()
+    if rules.malformed_in_denominator:
+        number = jnp.maximum(number, prediction.num_objects - (is_repeat.sum() if rules.repeats_once else 0))
+    return number
+
+
+def _at_least(iou: Float[Array, "*boxes"], min_iou: float) -> Float[Array, "*boxes"]:
+    return jnp.where(iou >= min_iou, iou, 0.0)
+
+
+def _or_last(segment: Int[Array, " entries"], last: int) -> Int[Array, " entries"]:
+    """Entries of no segment (-1) go to one of their own, which is then dropped."""
+    return jnp.where(segment >= 0, segment, last)

@@ -1,0 +1,207 @@
+"""Record -> ground truth of a reward, checked: what is missing is refused, what is malformed is marked."""
+
+import ast
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from openo3_jax import geometry, tags, tasks
+from openo3_jax.errors import InputError
+from openo3_jax.rewards.arrays import Truth
+from openo3_jax.rewards.words import Stemmer
+
+Record = Mapping[str, Any]
+# A record that lacks sizes -> the sizes it lacks, [width, height] px by field name.
+SizeFinder = Callable[[Record], Mapping[str, Sequence[int]]]
+
+_SIZE_FIELDS = {
+    tasks.TEMPORAL_SPATIAL: ("image_size",),
+    tasks.VISUAL: ("image_size", "image_size_refine"),
+}
+
+
+class Gold(NamedTuple):
+    """One record, read: arrays of numbers, and the vocabularies in which a completion's words get theirs."""
+
+    truth: Truth
+    task: tasks.Task
+    option: str  # the right option, as it should stand in the answer
+    word_ids: dict[str, int]
+    name_ids: dict[str, int]
+
+
+def missing_sizes(record: Record) -> tuple[str, ...]:
+    """Fields among `image_size` and `image_size_refine` that a term of the record's task needs and it lacks."""
+    return tuple(field for field in _SIZE_FIELDS.get(record.get("task"), ()) if record.get(field) is None)
+
+
+def normal_name(name: str) -> str:
+    """How object names are compared: lower case, runs of white space as one space."""
+    return " ".join(name.lower().split())
+
+
+def read_record(record: Record, index: int, stemmer: Stemmer, sizes: SizeFinder | None = None) -> Gold:
+    """Read what rewards need of an STGR-RL record; `index` names it in errors.
+
+    A value that should be a number, span or box and is not leaves its mark (`has_span`, `has_box`, `has_frames`,
+    `has_items`) in the result; the term that needs it will not apply.
+
+    Raises: InputError for a missing field or a wrong type, with index and field.
+    """
+    where = f"record {index}"
+    if not isinstance(record, Mapping):
+        raise InputError(f"{where}: got {type(record).__name__}; expected a dict of an STGR record")
+    task = _field(record, where, "task", str, "a task name")
+    if task not in tasks.TASKS:
+        raise InputError(f"{where}: task={task!r}; expected one of {', '.join(tasks.TASKS)}")
+    answer = _field(record, where, "answer", str, "a string")
+    lacking = missing_sizes(record)
+    if lacking and sizes is not None:
+        record = {**record, **sizes(record)}
+
+    option, words, span, box = "", [], None, None
+    frames = _NO_FRAMES
+    match task:
+        case tasks.GENERAL_MCQ:
+            option = answer.strip()
+        case tasks.TEMPORAL_MCQ:
+            option, _, span_line = answer.partition("\n")
+            option, span = option.strip(), _read_span(span_line.partition("\n")[0])
+        case tasks.TEMPORAL:
+            span = _read_span(answer)
+        case tasks.VISUAL:
+            from_hw, to_hw = (_read_size(record, where, field) for field in _SIZE_FIELDS[task])
+            box = _read_answer_box(answer, from_hw, to_hw)
+        case tasks.TEMPORAL_SPATIAL:
+            frames = _read_frames(record, where, _read_size(record, where, "image_size"))
+    if task in (tasks.TEMPORAL_SPATIAL, tasks.GENERAL_FREE_FORM):
+        words = stemmer.words(answer)
+    word_ids: dict[str, int] = {}
+    name_ids: dict[str, int] = {}
+    truth = Truth(
+        task=tasks.TASKS.index(task),
+        words=[word_ids.setdefault(word, len(word_ids)) for word in words],
+        span_s=span or (math.nan, math.nan),
+        has_span=span is not None,
+        answer_box=box or (math.nan,) * 4,
+        has_box=box is not None,
+        frame_times_s=frames.times_s,
+        frame_valid=[True] * len(frames.times_s),
+        frame_has_items=frames.has_items,
+        has_frames=len(frames.times_s) > 0 and all(map(math.isfinite, frames.times_s)),
+        has_items=frames.boxes_ok,
+        object_frame=frames.object_frame,
+        object_names=[name_ids.setdefault(normal_name(name), len(name_ids)) for name in frames.object_names],
+        gold_boxes=frames.boxes,
+        gold_box_object=frames.box_object,
+    )
+    return Gold(truth, task, option, word_ids, name_ids)
+
+
+class _Frames(NamedTuple):
+    times_s: list[float]
+    has_items: list[bool]
+    boxes_ok: bool
+    object_frame: list[int]
+    object_names: list[str]
+    boxes: list[tags.Box]
+    box_object: list[int]
+
+
+_NO_FRAMES = _Frames([], [], True, [], [], [], [])
+
+
+def _read_frames(record: Record, where: str, size_hw: tuple[int, int]) -> _Frames:
+    """Key frames with their objects; `None` entries, which Arrow adds to `key_items`, count as absent.
+
+    Source: src/r1-v/src/open_r1/trainer/grpo_trainer.py:440-450; src/r1-v/src/open_r1/reward_func.py:337-346.
+    """
+    key_frames = _field(record, where, "key_frames", list, "a list of {idx, time, path}")
+    key_items = _field(record, where, "key_items", Mapping, "a dict of frame -> object -> boxes")
+    frames = _Frames([], [], True, [], [], [], [])
+    fractions: list[tags.Box] = []
+    boxes_ok = True
+    for number, frame in enumerate(key_frames):
+        at = f"{where}: key_frames[{number}]"
+        if not isinstance(frame, Mapping):
+            raise InputError(f"{at} is {type(frame).__name__}; expected {{idx, time, path}}")
+        idx = _field(frame, at, "idx", int | str, "a whole number")
+        frames.times_s.append(float(_field(frame, at, "time", int | float, "seconds")))
+        items = key_items.get(str(idx))
+        frames.has_items.append(items is not None)
+        if not isinstance(items, Mapping | None):
+            raise InputError(f"{where}: key_items[{idx!r}] is {type(items).__name__}; expected object -> boxes")
+        for name, boxes in (items or {}).items():
+            if boxes is None:
+                continue
+            if not isinstance(boxes, list):
+                raise InputError(f"{where}: key_items[{idx!r}][{name!r}] is no list; expected [[x1,y1,x2,y2], ..]")
+            frames.object_frame.append(number)
+            frames.object_names.append(str(name))
+            for box in boxes:
+                if not _is_box(box):
+                    boxes_ok = False
+                    continue
+                frames.box_object.append(len(frames.object_frame) - 1)
+                fractions.append(tuple(map(float, box)))
+    pixels = geometry.boxes_to_px(np.array(fractions, np.float64).reshape(-1, 4), np.array(size_hw))
+    return frames._replace(boxes_ok=boxes_ok, boxes=pixels.tolist())
+
+
+def _read_span(text: str) -> tuple[float, float] | None:
+    """`[start, end]` in seconds, a list or a tuple of two finite numbers; None for anything else.
+
+    Source: src/r1-v/src/open_r1/reward_func.py:117-118.
+    """
+    try:
+        value = ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # what literal_eval documents
+        return None
+    if not isinstance(value, list | tuple) or len(value) != 2 or not all(map(_is_number, value)):
+        return None
+    return float(value[0]), float(value[1])
+
+
+def _read_answer_box(answer: str, from_hw: tuple[int, int], to_hw: tuple[int, int]) -> tuple[float, ...] | None:
+    """The first box of a visual answer, px of the original -> px of what the model saw.
+
+    Source: src/r1-v/src/open_r1/reward_func.py:349-354.
+    """
+    content = tags.first_box_content(answer)
+    try:
+        box = json.loads(content) if content is not None else None
+    except (ValueError, RecursionError):
+        return None
+    if not _is_box(box):
+        return None
+    return tuple(geometry.resize_boxes(np.array(box, np.float64), np.array(from_hw), np.array(to_hw)).tolist())
+
+
+def _read_size(record: Record, where: str, field: str) -> tuple[int, int]:
+    """[width, height] px of the record -> (height, width)."""
+    size = record.get(field)
+    if size is None:
+        raise InputError(f"{where}: {field} is missing; give [width, height] px, or the media root to find it")
+    if not isinstance(size, Sequence) or len(size) != 2 or not all(_is_number(side) and side > 0 for side in size):
+        raise InputError(f"{where}: {field}={size!r}; expected [width, height] in px")
+    return size[1], size[0]
+
+
+def _field(record: Record, where: str, field: str, kind: Any, expected: str) -> Any:
+    if field not in record:
+        raise InputError(f"{where}: field {field!r} is missing; expected {expected}")
+    value = record[field]
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise InputError(f"{where}: {field} is {type(value).__name__}; expected {expected}")
+    return value
+
+
+def _is_box(value: object) -> bool:
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and abs(value) < 1e300
