@@ -34,25 +34,25 @@ def to_patches(
             f"picture of {frames} x {height}x{width} px (frames x height x width): sides must be multiples of "
             f"{unit_px} px; resize it with smart_resize"
         )
+    # One float per value a byte can have: bit-equal to the arithmetic, and cheaper than doing it per pixel.
+    values = (np.arange(256) * (1 / 255)).astype(np.float32)
+    table = (values - np.float32(mean)[:, None]) / np.float32(std)[:, None]
+    planes = np.empty((frames, 3, height, width), np.float32)
+    for channel in range(3):
+        np.take(table[channel], pixels[..., channel], out=planes[:, channel], mode="clip")
     missing = -frames % temporal_patch_size
-    pixels = np.concatenate([pixels, np.repeat(pixels[-1:], missing, axis=0)])
-    grid = types.VisionGrid(len(pixels) // temporal_patch_size, height // patch_size, width // patch_size)
-    split = pixels.reshape(
+    planes = np.concatenate([planes, np.repeat(planes[-1:], missing, axis=0)])
+
+    grid = types.VisionGrid(len(planes) // temporal_patch_size, height // patch_size, width // patch_size)
+    split = planes.reshape(
         grid.frames,
         temporal_patch_size,
+        3,
         grid.height // merge_size,
         merge_size,
         patch_size,
         grid.width // merge_size,
         merge_size,
         patch_size,
-        3,
     )
-    split = split.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7).reshape(grid.num_patches, 3, -1)
-    # One float per value a byte can have: bit-equal to the arithmetic, and cheaper than doing it per pixel.
-    values = (np.arange(256) * (1 / 255)).astype(np.float32)
-    table = (values - np.float32(mean)[:, None]) / np.float32(std)[:, None]
-    patches = np.empty(split.shape, np.float32)
-    for channel in range(3):
-        patches[:, channel] = table[channel][split[:, channel]]
-    return patches.reshape(grid.num_patches, -1), grid
+    return split.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(grid.num_patches, -1), grid
