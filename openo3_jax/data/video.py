@@ -1,0 +1,192 @@
+"""A video file -> the frames the model sees and when each is shown, decoded in a process that can be killed."""
+
+import contextlib
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+from typing import IO, Any
+
+import numpy as np
+from jaxtyping import Float64, UInt8
+
+from openo3_jax.config import VideoConfig
+from openo3_jax.errors import InputError
+
+_START_DEADLINE_S = 60.0  # imports on a busy machine; not part of the deadline of a decode
+
+
+@dataclasses.dataclass(frozen=True)
+class Video:
+    """The shown frames of a clip, an even number of them, sides multiples of 28 px.
+
+    `times_s`: when each frame is presented, from the first shown frame of the stream, or the reference's
+    labels i / sample_fps (`VideoConfig.frame_times`). `duration_s`: likewise to the end of the last frame.
+    `source_hw`: height and width in px of the upright picture before the resize.
+    """
+
+    frames: UInt8[np.ndarray, "frames height width 3"]
+    times_s: Float64[np.ndarray, " frames"]
+    duration_s: float
+    source_hw: tuple[int, int]
+
+    @property
+    def size_wh(self) -> tuple[int, int]:
+        """Width and height in px of the frames, in the order of the records' `image_size`."""
+        return self.frames.shape[2], self.frames.shape[1]
+
+
+class Decoder:
+    """One decoding process that serves any number of clips, one after the other.
+
+    A decode that passes its deadline is killed, one that crashes is reported; the next `read` starts afresh.
+    The process ends with the `with` block and, whatever happens to this one, when its standard input closes.
+
+    Example: `with Decoder() as decoder: video = decoder.read("clip.mp4", VideoConfig())`
+    """
+
+    def __init__(self):
+        self._process: subprocess.Popen | None = None
+        self._log: IO[bytes] | None = None  # what the process writes to stderr
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> "Decoder":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Stop the process; `read` would start another one."""
+        with self._lock:
+            self._stop()
+
+    def read(self, path: str | os.PathLike, config: VideoConfig) -> Video:
+        """The frames of one clip.
+
+        Raises: InputError naming the file when it is missing, empty, no video, unreadable, shorter than two
+        frames, too large, or when decoding it crashes or takes longer than `config.deadline_s` seconds.
+        """
+        name = os.fspath(path)
+        if not os.path.isfile(name):
+            raise InputError(f"{name}: no such video file")
+        if not os.path.getsize(name):
+            raise InputError(f"{name}: is empty (0 bytes); expected a video file")
+        request = {"path": os.path.abspath(name), "name": name, "config": dataclasses.asdict(config)}
+        with self._lock:
+            try:
+                if self._process is None or self._process.poll() is not None:
+                    self._start()
+                return self._ask(name, request, config.deadline_s)
+            except InputError:
+                raise
+            except BaseException:  # interrupted: the answer, when it comes, would be taken for the next one's
+                self._stop()
+                raise
+
+    def _start(self) -> None:
+        self._stop()
+        # The worker finds what this process finds. decord's retries are the reference's (vision_process.py:25-42):
+        # with 128 it refuses clean clips whose last frames are slow to come; the deadline bounds its endless ones.
+        paths = os.pathsep.join(p or os.getcwd() for p in sys.path)
+        env = {**os.environ, "PYTHONPATH": paths, "DECORD_EOF_RETRY_MAX": "20480"}
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _stop
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "openo3_jax.data.decode_worker"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._log,
+            env=env,
+        )
+        with _Deadline(self._process, _START_DEADLINE_S):
+            ready = self._process.stdout.readline()
+        if not ready:
+            raise RuntimeError(f"the decoding process did not start: {self._last_words()}")
+
+    def _stop(self) -> None:
+        process, log, self._process, self._log = self._process, self._log, None, None
+        if process is not None:
+            process.kill()
+            process.wait()
+            process.stdout.close()
+            with contextlib.suppress(BrokenPipeError):
+                process.stdin.close()
+        if log is not None:
+            log.close()
+
+    def _ask(self, name: str, request: dict[str, Any], deadline_s: float) -> Video:
+        process = self._process
+        with _Deadline(process, deadline_s) as deadline:
+            with contextlib.suppress(BrokenPipeError):  # it ended: reading tells
+                process.stdin.write(json.dumps({**request, "deadline_s": deadline_s}).encode() + b"\n")
+                process.stdin.flush()
+            answer = process.stdout.readline()
+            header = json.loads(answer) if answer.endswith(b"\n") else {}
+            frames = _read_frames(process.stdout, header["shape"]) if "shape" in header else None
+        if frames is not None:
+            times_s = np.array(header["times_s"], np.float64)
+            return Video(frames, times_s, header["duration_s"], tuple(header["source_hw"]))
+        if "error" in header:
+            raise InputError(header["error"])
+        reason = self._last_words()
+        self._stop()
+        if deadline.passed:
+            raise InputError(
+                f"{name}: decoding took longer than deadline_s={deadline_s:g} s and was stopped; "
+                "re-encode the clip or raise the deadline"
+            )
+        raise InputError(f"{name}: the decoder crashed ({reason}); re-encode the clip or leave it out")
+
+    def _last_words(self) -> str:
+        """Exit status and last line on stderr of a process that ended by itself."""
+        code = self._process.wait()
+        self._log.seek(0)
+        lines = self._log.read().decode(errors="replace").split("\n")
+        return "; ".join([f"exit status {code}", *[line.strip() for line in lines if line.strip()][-1:]])
+
+
+class _Deadline:
+    """Kills the process if the block takes longer; `passed` tells."""
+
+    def __init__(self, process: subprocess.Popen, seconds: float):
+        self.passed = False
+        self._process = process
+        self._timer = threading.Timer(seconds, self._expire)
+        self._timer.daemon = True
+
+    def _expire(self) -> None:
+        self.passed = True
+        self._process.kill()
+
+    def __enter__(self) -> "_Deadline":
+        self._timer.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._timer.cancel()
+
+
+def _read_frames(stream: IO[bytes], shape: list[int]) -> UInt8[np.ndarray, "frames height width 3"] | None:
+    """Raw bytes -> frames; None if the stream ends early."""
+    frames = np.empty(shape, np.uint8)
+    rest = memoryview(frames).cast("B")
+    while rest:
+        count = stream.readinto(rest)
+        if not count:
+            return None
+        rest = rest[count:]
+    return frames
+
+
+def read_video(path: str | os.PathLike, config: VideoConfig, *, decoder: Decoder | None = None) -> Video:
+    """The frames of one clip, chosen and sized by `config`; `decoder` is reused, else one is started for it.
+
+    Raises: InputError as `Decoder.read` does.
+    """
+    if decoder is not None:
+        return decoder.read(path, config)
+    with Decoder() as own:
+        return own.read(path, config)
