@@ -123,8 +123,8 @@ _TRUTH = Truth(
 )
 
 # Entries per row at level 0; a row that needs more goes, with its like, to a level 4, 16, 64 .. times as wide.
-PREDICTION_SIZES = {"words": 64, "times": 16, "claims": 8, "boxes": 8}
-TRUTH_SIZES = {"words": 64, "frames": 8, "objects": 16, "boxes": 32}
+PREDICTION_SIZES = {"words": 32, "times": 16, "claims": 8, "boxes": 8}
+TRUTH_SIZES = {"words": 32, "frames": 8, "objects": 16, "boxes": 32}
 _GROWTH = 4
 _FEWEST_ROWS = 8
 

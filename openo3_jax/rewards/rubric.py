@@ -11,7 +11,7 @@ from jaxtyping import Array, Bool, Float
 from openo3_jax import tasks
 from openo3_jax.errors import InputError
 from openo3_jax.rewards import answer, format, spatial, temporal
-from openo3_jax.rewards.arrays import Rows
+from openo3_jax.rewards.arrays import Rows, Truth
 from openo3_jax.rewards.rules import TERMS, RewardRules
 
 
@@ -39,28 +39,27 @@ def score_row(row: Rows, rules: RewardRules) -> Scores:
     Source: arXiv:2510.20579, section 3.3; src/r1-v/src/open_r1/trainer/grpo_trainer.py:639-658.
     """
     prediction, truth, progress = row
+    evidence = spatial.gather_evidence(prediction, truth, rules)
     values = {
         "ans_acc": answer.ans_acc(prediction, truth, rules),
         "ans_tiou": temporal.ans_tiou(prediction, truth),
         "ans_viou": spatial.ans_viou(prediction, truth),
         "thk_temporal_point": temporal.thk_temporal_point(prediction, truth, progress, rules),
         "thk_temporal_segment": temporal.thk_temporal_segment(prediction, truth, rules),
-        "thk_spatial": spatial.thk_spatial(prediction, truth, rules),
+        "thk_spatial": spatial.thk_spatial(prediction, truth, evidence, rules),
         "format": format.format_score(prediction, truth, rules),
     }
-    applies = term_applies(row, rules)
+    applies = term_applies(truth, evidence, rules)
     terms = jnp.where(applies, jnp.stack([values[term] for term in TERMS]), 0.0)
     weights = jnp.array(rules.weight_table())[truth.task]
     return Scores(terms, applies, (weights * terms).sum())
 
 
-def term_applies(row: Rows, rules: RewardRules) -> Bool[Array, " terms"]:
+def term_applies(truth: Truth, evidence: spatial.Evidence, rules: RewardRules) -> Bool[Array, " terms"]:
     """Which terms mean something: the task has them, and the ground truth they need is well formed."""
-    prediction, truth, _ = row
     is_task = {task: truth.task == index for index, task in enumerate(tasks.TASKS)}
     is_spatial, is_visual = is_task[tasks.TEMPORAL_SPATIAL], is_task[tasks.VISUAL]
     is_temporal = is_task[tasks.TEMPORAL] | is_task[tasks.TEMPORAL_MCQ]
-    evidence = spatial.gather_evidence(prediction, truth, rules)
     annotated = truth.has_frames & truth.has_items & ~spatial.cites_unannotated(evidence, truth)
     spans = is_task[tasks.TEMPORAL] if rules.temporal_mcq_terms == "letter" else is_temporal
     applies = {

@@ -30,13 +30,14 @@ def ans_viou(prediction: Prediction, truth: Truth) -> Float[Array, ""]:
     return geometry.box_iou(prediction.answer_box, truth.answer_box)
 
 
-def thk_spatial(prediction: Prediction, truth: Truth, rules: RewardRules) -> Float[Array, ""]:
+def thk_spatial(
+    prediction: Prediction, truth: Truth, evidence: Evidence, rules: RewardRules
+) -> Float[Array, ""]:
     """Mean of what the claims in think earn; for visual QA, the best box in think (`visual_thk_spatial`).
 
     0 unless both think and answer are there.
     Source: arXiv:2510.20579, Eq. 5; src/r1-v/src/open_r1/reward_func.py:475-605.
     """
-    evidence = gather_evidence(prediction, truth, rules)
     counted = counted_claims(prediction, rules)
     # r = sum over claims of v / number of times or claims
     score = jnp.where(counted, evidence.iou, 0.0).sum() / jnp.maximum(num_claims(prediction, rules), 1)
