@@ -8,6 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+from collections.abc import Callable
 from typing import IO, Any
 
 import numpy as np
@@ -37,6 +38,9 @@ class Video:
     def size_wh(self) -> tuple[int, int]:
         """Width and height in px of the frames, in the order of the records' `image_size`."""
         return self.frames.shape[2], self.frames.shape[1]
+
+
+Reader = Callable[[str | os.PathLike, VideoConfig], Video]
 
 
 class Decoder:
@@ -190,3 +194,19 @@ def read_video(path: str | os.PathLike, config: VideoConfig, *, decoder: Decoder
         return decoder.read(path, config)
     with Decoder() as own:
         return own.read(path, config)
+
+
+def make_reader(decoder: Decoder) -> Reader:
+    """`decoder.read` that decodes a clip once, however often it is asked for while the reader lives.
+
+    Meant for one call over a few records: it keeps every clip it has read.
+    """
+    clips: dict[tuple[str, VideoConfig], Video] = {}
+
+    def read(path: str | os.PathLike, config: VideoConfig) -> Video:
+        key = os.path.realpath(path), config
+        if key not in clips:
+            clips[key] = decoder.read(path, config)
+        return clips[key]
+
+    return read
