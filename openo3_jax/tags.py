@@ -12,6 +12,7 @@ from typing import NamedTuple
 from openo3_jax.errors import InputError
 
 Box = tuple[float, float, float, float]  # x1, y1, x2, y2
+Number = float | int
 
 THINK, ANSWER, OBJ, BOX, TIME = ("think", "answer", "obj", "box", "t")
 _CLAIM_TO_BOX = "</obj><box>["
@@ -56,27 +57,27 @@ def render_think_answer(reasoning: str, answer: str) -> str:
     return f"<think>{reasoning}</think>\n<answer>{answer}</answer>"
 
 
-def render_time(time_s: float) -> str:
+def render_time(time_s: Number) -> str:
     """`<t>12.3</t>s`, one decimal, as the frames of a prompt are labelled."""
     return f"<t>{time_s:.1f}</t>s"
 
 
-def render_box(box: Sequence[float]) -> str:
+def render_box(box: Sequence[Number]) -> str:
     """`<box>[x1,y1,x2,y2]</box>`: whole numbers without a point, others to three decimals, no spaces."""
     return f"<box>[{','.join(_render_number(value) for value in box)}]</box>"
 
 
-def render_claim(name: str, box: Sequence[float], time_s: float) -> str:
+def render_claim(name: str, box: Sequence[Number], time_s: Number) -> str:
     """`<obj>name</obj><box>[x1,y1,x2,y2]</box>at<t>12.3</t>s`: what, where and when."""
     return f"<obj>{name}</obj>{render_box(box)}at{render_time(time_s)}"
 
 
-def render_span(start_s: float, end_s: float) -> str:
+def render_span(start_s: Number, end_s: Number) -> str:
     """`From <t>1.0</t>s to <t>2.5</t>s`."""
     return f"From {render_time(start_s)} to {render_time(end_s)}"
 
 
-def rewrite_boxes(text: str, transform: Callable[[Sequence[float]], Sequence[float]]) -> str:
+def rewrite_boxes(text: str, transform: Callable[[Sequence[float]], Sequence[Number]]) -> str:
     """Replace every `<box>[x1,y1,x2,y2]</box>` of `text` by its transform, as integers without spaces.
 
     Nested lists (`[[..]]`) and boxes without brackets stay as they are. Numbers round half to even.
@@ -111,7 +112,7 @@ def _read_four(content: str) -> Box:
     return (box[0], box[1], box[2], box[3])
 
 
-def _render_number(value: float) -> str:
+def _render_number(value: Number) -> str:
     value = float(value)
     return str(int(value)) if value.is_integer() else repr(round(value, 3))
 
@@ -144,17 +145,11 @@ def parse_times(text: str) -> list[float | None]:
     Example: `parse_times("<t>3</t>s <t>-1</t>s <t>1.2.3</t>s")` is `[3.0, None]`.
     Source: src/r1-v/src/open_r1/reward_func.py:388-426.
     """
-    times: list[float | None] = []
-    here = text.find("<t>")
-    while here >= 0:
-        start = here + 3
-        end = start
-        while end < len(text) and is_plain_number(text[end]):
-            end += 1
-        if end > start and text.startswith("</t>s", end):
-            times.append(_to_float(text[start:end]))
-        here = text.find("<t>", end)
-    return times
+    return [
+        _to_float(content)
+        for _, content, end in _time_cells(text)
+        if content and text.startswith("</t>s", end) and is_plain_number(content)
+    ]
 
 
 def is_plain_number(text: str) -> bool:
@@ -167,28 +162,30 @@ def parse_span(text: str) -> Span | None:
 
     Source: src/r1-v/src/open_r1/reward_func.py:86-182.
     """
-    here = text.find("<t>")
-    while here >= 0:
-        first = _decimal_end(text, here + 3)
-        if first > here + 3 and text.startswith("</t>s to <t>", first):
-            start = first + len("</t>s to <t>")
-            second = _decimal_end(text, start)
-            if second > start and text.startswith("</t>s", second):
-                return Span(float(text[here + 3 : first]), float(text[start:second]))
-        here = text.find("<t>", first)
+    first, first_end = "", 0
+    for start, content, end in _time_cells(text):
+        is_pair = text[first_end:start] == "</t>s to " and text.startswith("</t>s", end)
+        if is_pair and _is_decimal(first) and _is_decimal(content):
+            return Span(float(first), float(content))
+        first, first_end = content, end
     return None
 
 
-def _decimal_end(text: str, start: int) -> int:
-    """End of the unsigned decimal at `start`; `start` itself if there is no digit."""
-    end = start
-    while end < len(text) and text[end].isdecimal():
-        end += 1
-    if end > start and text.startswith(".", end):
-        end += 1
-        while end < len(text) and text[end].isdecimal():
-            end += 1
-    return end
+def _time_cells(text: str) -> Iterator[tuple[int, str, int]]:
+    """Start of every `<t>`, what follows it up to the next `<`, and where that stands."""
+    start = text.find("<t>")
+    while start >= 0:
+        end = text.find("<", start + 3)
+        if end < 0:
+            break
+        yield start, text[start + 3 : end], end
+        start = text.find("<t>", end)
+
+
+def _is_decimal(text: str) -> bool:
+    """Digits, then perhaps a point, then perhaps digits."""
+    whole, _, rest = text.partition(".")
+    return whole.isdecimal() and (not rest or rest.isdecimal())
 
 
 def parse_boxes(text: str) -> list[Box | None]:

@@ -2,17 +2,20 @@
 
 import math
 from collections.abc import Hashable, Iterable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Real
 
 from openo3_jax import tags, tasks
 from openo3_jax.errors import InputError
 from openo3_jax.rewards import arrays, truth
 from openo3_jax.rewards.arrays import Bucket, Prediction
-from openo3_jax.rewards.truth import Gold, Record, SizeFinder
+from openo3_jax.rewards.truth import Gold, SizeFinder
 from openo3_jax.rewards.words import Stemmer
+
+# Share of training done, in [0, 1]: for all rows, or one number (int or float) per row.
+Progress = float | int | Sequence[float | int] | np.number | Real[Any, ""] | Real[Any, " rows"]
 
 _NO_BOX = (math.nan,) * 4
 _NO_SPAN = (math.nan,) * 2
@@ -31,9 +34,9 @@ class Parsed(NamedTuple):
 
 
 def parse(
-    records: Sequence[Record],
-    completions: Sequence[str],
-    progress: float | Sequence[float] | Float[np.ndarray, " rows"] = 1.0,
+    records: Sequence[Any],
+    completions: Sequence[Any],
+    progress: Progress = 1.0,
     sizes: SizeFinder | None = None,
 ) -> Parsed:
     """Read every completion against its record, tasks mixed freely. Linear in the text; no text raises.

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -11,7 +12,7 @@ from jaxtyping import Bool, Float
 from openo3_jax.rewards import parse, rubric
 from openo3_jax.rewards.arrays import Bucket
 from openo3_jax.rewards.rules import TERMS, RewardRules, get_rules
-from openo3_jax.rewards.truth import Record, SizeFinder
+from openo3_jax.rewards.truth import SizeFinder
 
 
 @dataclasses.dataclass(frozen=True)
@@ -24,10 +25,10 @@ class Rewards:
 
 
 def score(
-    records: Sequence[Record],
-    completions: Sequence[str],
+    records: Sequence[Any],
+    completions: Sequence[Any],
     *,
-    progress: float | Sequence[float] | Float[np.ndarray, " rollouts"] = 1.0,
+    progress: parse.Progress = 1.0,
     rules: str | RewardRules = "paper",
     sizes: SizeFinder | None = None,
 ) -> Rewards:

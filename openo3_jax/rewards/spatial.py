@@ -30,9 +30,7 @@ def ans_viou(prediction: Prediction, truth: Truth) -> Float[Array, ""]:
     return geometry.box_iou(prediction.answer_box, truth.answer_box)
 
 
-def thk_spatial(
-    prediction: Prediction, truth: Truth, evidence: Evidence, rules: RewardRules
-) -> Float[Array, ""]:
+def thk_spatial(prediction: Prediction, truth: Truth, evidence: Evidence, rules: RewardRules) -> Float[Array, ""]:
     """Mean of what the claims in think earn; for visual QA, the best box in think (`visual_thk_spatial`).
 
     0 unless both think and answer are there.

@@ -43,7 +43,7 @@ def normal_name(name: str) -> str:
     return " ".join(name.lower().split())
 
 
-def read_record(record: Record, index: int, stemmer: Stemmer, sizes: SizeFinder | None = None) -> Gold:
+def read_record(record: Any, index: int, stemmer: Stemmer, sizes: SizeFinder | None = None) -> Gold:
     """Read what rewards need of an STGR-RL record; `index` names it in errors.
 
     A value that should be a number, span or box and is not leaves its mark (`has_span`, `has_box`, `has_frames`,
