@@ -39,7 +39,7 @@ def mrope_positions(
             times = np.floor(times * seconds * config.vision.tokens_per_second).astype(np.int64)
         start = text_start + int(np.argmax(is_visual[text_start:])) if text_start < len(tokens) else text_start
         stop = start + times.size
-        if stop > len(tokens) or not is_visual[start:stop].all() or is_visual[text_start:start].any():
+        if stop > len(tokens) or not is_visual[start:stop].all():
             raise InputError(
                 f"picture {index}: its grid {tuple(grid)} needs {times.size} visual tokens in a row from token "
                 f"{start}; the conversation has fewer there"
