@@ -231,3 +231,69 @@ class VideoConfig:
             raise InputError(f"max_pixels={self.max_pixels} holds no 28x28 visual token; use at least 784")
         if self.fps <= 0 or self.deadline_s <= 0:
             raise InputError(f"fps={self.fps} and deadline_s={self.deadline_s} must be positive")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SamplingConfig:
+    """How tokens are drawn. Log-probabilities are always those of the raw logits."""
+
+    num_samples: int = 1  # per conversation; they share its prefix
+    max_new_tokens: int = 256
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0  # 1 is off
+    top_k: int = 0  # 0 is off
+
+    def __post_init__(self):
+        if self.num_samples < 1 or self.max_new_tokens < 1:
+            raise InputError(
+                f"sampling: num_samples={self.num_samples} and max_new_tokens={self.max_new_tokens} must be at least 1"
+            )
+        if self.temperature < 0 or not 0 < self.top_p <= 1 or self.top_k < 0:
+            raise InputError(
+                f"sampling: need temperature >= 0, 0 < top_p <= 1, top_k >= 0; got {self.temperature}, {self.top_p}, "
+                f"{self.top_k}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class OptimizerConfig:
+    """AdamW as the reference's, or Muon for matrices with AdamW for the rest; gradients clipped by global norm."""
+
+    name: Literal["adamw", "muon"] = "adamw"
+    learning_rate: float = 1e-6  # at its peak
+    schedule: Literal["linear", "cosine", "constant"] = "linear"  # from the peak to 0 over the run
+    warmup_steps: int = 0
+    weight_decay: float = 0.0
+    beta1: float = 0.9
+    beta2: float = 0.999
+    eps: float = 1e-8
+    clip_norm: float = 5.0  # of the whole gradient
+
+    def __post_init__(self):
+        if self.learning_rate <= 0 or self.clip_norm <= 0 or self.warmup_steps < 0:
+            raise InputError(
+                f"optimizer: need learning_rate > 0, clip_norm > 0, warmup_steps >= 0; got {self.learning_rate}, "
+                f"{self.clip_norm}, {self.warmup_steps}"
+            )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SFTConfig:
+    """Stage one. Defaults are the reference's (run_sft_video.sh), but for the loss, which is on the assistant's tokens."""
+
+    steps: int  # optimizer updates
+    batch_size: int = 8  # samples per update, over all devices
+    max_row_tokens: int = 4096  # samples are packed into rows up to this; a longer sample has a row of its own
+    seed: int = 0  # order of the records
+    loss_on: Literal["assistant", "released"] = "assistant"  # "released": all text, as the reference's code does
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # weights stay float32 in the state
+    remat: bool = True  # keep only the residual stream between layers for the backward pass
+    optimizer: OptimizerConfig = OptimizerConfig()
+    video: VideoConfig = VideoConfig()
+
+    def __post_init__(self):
+        if self.steps < 1 or self.batch_size < 1 or self.max_row_tokens < 1:
+            raise InputError(
+                f"sft: steps={self.steps}, batch_size={self.batch_size} and max_row_tokens={self.max_row_tokens} "
+                "must be at least 1"
+            )

@@ -140,3 +140,8 @@ def gather_layer(params: Any, mesh: Mesh) -> Any:
         return variable.replace(value)
 
     return jax.tree_util.tree_map(gather, params, is_leaf=is_variable)
+
+
+def shard_rows(tree: Any, mesh: Mesh) -> Any:
+    """Put arrays with a leading `rows` dimension on the devices, split over `data` and `fsdp`."""
+    return jax.device_put(tree, sharding(mesh, "rows"))

@@ -23,6 +23,11 @@ class KeyValue(NamedTuple):
     v: Float[Array, "*layers rows seq kv_heads head_dim"]
 
 
+def angles(config: TextConfig, positions: Int[Array, "rows 3 seq"]) -> Float[Array, "rows seq half"]:
+    """Rotary angles of these positions for the decoder's heads."""
+    return rope.text_angles(positions, theta=config.rope_theta, section=config.mrope_section)
+
+
 class TextAttention(nnx.Module):
     """Projections of grouped-query attention; who attends to what is the caller's."""
 
@@ -77,9 +82,6 @@ class TextDecoder(nnx.Module):
         self.config = config
         self.mesh = mesh
 
-    def angles(self, positions: Int[Array, "rows 3 seq"]) -> Float[Array, "rows seq half"]:
-        return rope.text_angles(positions, theta=self.config.rope_theta, section=self.config.mrope_section)
-
     @jax.named_scope("text")
     def __call__(
         self,
@@ -92,10 +94,10 @@ class TextDecoder(nnx.Module):
         backend: attention.Backend = "auto",
     ) -> tuple[Float[Array, "rows seq dim"], KeyValue | None]:
         """Hidden states after the last norm, and every layer's keys and values if `keep_cache`."""
-        angles = self.angles(positions)
+        rotary = angles(self.config, positions)
 
         def call(layer: DecoderLayer, x, _):
-            q, kv = layer.project(x, angles)
+            q, kv = layer.project(x, rotary)
             mixed = attention.attention(q, kv.k, kv.v, slots, causal=True, backend=backend)
             return mesh_lib.constrain(layer.finish(x, mixed), self.mesh, "rows"), kv if keep_cache else None
 

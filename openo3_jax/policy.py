@@ -1,0 +1,250 @@
+"""A model with its processor: conversations in, logits or text out, a Hugging Face directory back."""
+
+import dataclasses
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Mapping, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
+
+from openo3_jax import mesh as mesh_lib
+from openo3_jax.config import ModelConfig, SamplingConfig, VideoConfig
+from openo3_jax.data import conversations as conversations_lib
+from openo3_jax.data import packing, tokens
+from openo3_jax.errors import InputError
+from openo3_jax.models import generate as generate_lib
+from openo3_jax.models import hf_weights
+from openo3_jax.types import Batch, Sample
+
+Conversation = Sequence[Mapping[str, Any]]
+Dtype = Literal["float32", "bfloat16"]
+
+CAPACITY_STEP = 64  # the decode loop is compiled for multiples of this many tokens
+WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.gguf")
+
+
+class Generations(NamedTuple):
+    """Sample g of conversation i at `[i][g]`. `logp`: nats of the raw logits; `finished`: False where the limit cut."""
+
+    texts: list[list[str]]
+    tokens: list[list[Int[np.ndarray, " tokens"]]]
+    logp: list[list[Float[np.ndarray, " tokens"]]]
+    finished: list[list[bool]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Policy:
+    """Weights, definition and processor. `load_pretrained` makes it; nothing here changes it."""
+
+    graphdef: nnx.GraphDef
+    params: nnx.State
+    mesh: Mesh
+    processor: tokens.Processor
+    directory: Path  # where tokenizer, template and settings are copied from
+    dtypes: Mapping[str, jnp.dtype]  # stored dtype of every HF key
+    video: VideoConfig
+    video_mode: Literal["frames", "native"]
+
+    @property
+    def config(self) -> ModelConfig:
+        return self.processor.config
+
+    def encode(self, conversations: Sequence[Conversation]) -> list[Sample]:
+        """Read the media and tokenise. Raises InputError naming the conversation's part or the file."""
+        resolved = conversations_lib.resolve(
+            conversations, sizing=self.processor.image_sizing, video=self.video, video_mode=self.video_mode
+        )
+        return [self.processor.encode(messages) for messages in resolved]
+
+    def batch(self, samples: Sequence[Sample]) -> Batch:
+        """One row per sample, padded to a bucket and to the mesh's rows, on the devices."""
+        ways = mesh_lib.mesh_size(self.mesh, mesh_lib.LOGICAL_AXES["rows"])
+        rows = [[sample] for sample in samples]
+        bucket = packing.bucket_for(rows, self.config.vision, num_rows=-(-len(rows) // ways) * ways)
+        batch = packing.make_batch(rows, bucket, self.config, pad_id=self.processor.pad_id)
+        return mesh_lib.shard_rows(batch, self.mesh)
+
+    def logits(self, conversations: Sequence[Conversation]) -> list[Float[np.ndarray, "seq vocab"]]:
+        """Scores of the next token at every slot of each conversation, float32, unpadded."""
+        samples = self.encode(conversations)
+        hidden = _hidden(self.graphdef, self.params, self.batch(samples))
+        rows = (_logits(self.graphdef, self.params, row) for row in hidden)  # one conversation's logits at a time
+        return [np.asarray(row)[: len(sample.tokens)] for row, sample in zip(rows, samples, strict=False)]
+
+    def generate(
+        self,
+        conversations: Sequence[Conversation],
+        *,
+        num_samples: int = 1,
+        max_new_tokens: int = 256,
+        temperature: float = 1.0,
+        top_p: float = 1.0,
+        top_k: int = 0,
+        seed: int | Sequence[int] = 0,
+        ban_special: bool = True,
+    ) -> Generations:
+        """Continue each conversation `num_samples` times; the samples share its prefix.
+
+        Temperature 0 is greedy. Sample g of conversation i draws from `fold_in(key(seed_i), g)`, so it does not
+        depend on its place in the batch. `ban_special` bans every special token but the stops, and ids that the
+        tokenizer lacks. Raises InputError for settings out of range or a wrong number of seeds.
+        """
+        config = SamplingConfig(
+            num_samples=num_samples, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
+        )
+        seeds = [seed] * len(conversations) if isinstance(seed, int) else list(seed)
+        if len(seeds) != len(conversations):
+            raise InputError(f"generate: {len(seeds)} seeds for {len(conversations)} conversations; give one each")
+        samples = self.encode(conversations)
+        batch = self.batch(samples)
+        rows = batch.tokens.shape[0]
+        last_slots = np.zeros(rows, np.int32)
+        last_slots[: len(samples)] = [len(sample.tokens) - 1 for sample in samples]
+        prompts = _prefill(self.graphdef, self.params, batch, mesh_lib.shard_rows(last_slots, self.mesh))
+        out = _decode(
+            _sampling_layout(self.graphdef, self.params),
+            prompts,
+            mesh_lib.shard_rows(_keys(seeds + [0] * (rows - len(seeds)), num_samples), self.mesh),
+            self._mask(self.processor.stop_ids),
+            self._mask(self.processor.banned_ids(self.config.text.vocab_size) if ban_special else ()),
+            jnp.int32(max_new_tokens),
+            config=dataclasses.replace(config, max_new_tokens=-(-max_new_tokens // CAPACITY_STEP) * CAPACITY_STEP),
+        )
+        return self._unpad(jax.tree.map(np.asarray, out), len(samples))
+
+    def _mask(self, ids: Sequence[int]) -> np.ndarray:
+        mask = np.zeros(self.config.text.vocab_size, bool)
+        mask[[i for i in ids if i < len(mask)]] = True
+        return mask
+
+    def _unpad(self, out: generate_lib.Generated, num: int) -> Generations:
+        group = range(out.tokens.shape[1])
+        kept = [[out.tokens[i, g, : out.lengths[i, g]] for g in group] for i in range(num)]
+        return Generations(
+            texts=[[self.processor.decode(sample) for sample in row] for row in kept],
+            tokens=kept,
+            logp=[[out.logp[i, g, : out.lengths[i, g]] for g in group] for i in range(num)],
+            finished=[[bool(out.finished[i, g]) for g in group] for i in range(num)],
+        )
+
+    def save_pretrained(self, out: str | os.PathLike, dtype: Dtype | None = None) -> None:
+        """Write a Hugging Face directory in the hub's spelling; `dtype` None keeps each tensor's stored one.
+
+        Tokenizer, template and processor files are copied byte for byte. The directory appears whole or not at all.
+        Raises InputError if `out` exists and is not empty.
+        """
+        dtypes = self.dtypes if dtype is None else dict.fromkeys(self.dtypes, jnp.dtype(dtype))
+        with new_directory(Path(out)) as staging:
+            copy_model_files(self.directory, staging)
+            if dtype is not None:
+                _write_dtype(staging / "config.json", dtype)
+            hf_weights.save(self.params, self.config, dtypes, staging)
+
+
+class new_directory:
+    """`with new_directory(out) as staging:` fills a sibling of `out` that takes its name on success, else vanishes."""
+
+    def __init__(self, out: Path):
+        self.out = out
+
+    def __enter__(self) -> Path:
+        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
+            raise InputError(f"{self.out}: exists and is not an empty directory; choose another place")
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        self.staging = Path(tempfile.mkdtemp(prefix=f".{self.out.name}-", dir=self.out.parent))
+        return self.staging
+
+    def __exit__(self, kind: type | None, *_: object) -> None:
+        if kind is not None:
+            shutil.rmtree(self.staging)
+            return
+        self.staging.chmod(0o755)
+        if self.out.exists():
+            self.out.rmdir()
+        self.staging.rename(self.out)
+
+
+def copy_model_files(source: Path, target: Path) -> None:
+    """Copy everything of a model directory but its weights, byte for byte."""
+    for file in sorted(source.iterdir()):
+        if file.is_file() and not file.name.startswith(".") and not any(map(file.match, WEIGHT_FILES)):
+            shutil.copyfile(file, target / file.name)
+
+
+def _write_dtype(file: Path, dtype: Dtype) -> None:
+    config = json.loads(file.read_text())
+    for part in (config, config.get("text_config", {}), config.get("vision_config", {})):
+        for name in ("dtype", "torch_dtype"):
+            if name in part:
+                part[name] = dtype
+    config.setdefault("torch_dtype" if "dtype" not in config else "dtype", dtype)
+    file.write_text(json.dumps(config, indent=2) + "\n")
+
+
+def load_pretrained(
+    directory: str | os.PathLike,
+    *,
+    dtype: Dtype = "float32",
+    mesh: Mapping[str, int] | Mesh | None = None,
+    video_mode: Literal["frames", "native"] = "frames",
+    video: VideoConfig | None = None,
+) -> Policy:
+    """Load a Qwen2.5-VL directory in Hugging Face layout, weights cast to `dtype` and sharded over the mesh.
+
+    `mesh`: axis sizes such as `{"fsdp": 4, "tensor": 2}`, None for all local devices on fsdp, or a mesh.
+    `video_mode`: "frames" gives each frame as a picture with its time in text, "native" as temporal patches.
+    `video`: how clips become frames, None for the reference's numbers. Raises InputError for anything that is missing
+    or does not fit.
+    """
+    directory = Path(directory)
+    for name, value, known in (
+        ("dtype", dtype, ("float32", "bfloat16")),
+        ("video_mode", video_mode, ("frames", "native")),
+    ):
+        if value not in known:
+            raise InputError(f"load_pretrained: {name}={value!r}; expected one of {', '.join(known)}")
+    if not (directory / "config.json").is_file():
+        raise InputError(f"{directory}: no config.json; expected a Qwen2.5-VL directory in Hugging Face layout")
+    processor = tokens.load_processor(directory)
+    devices = mesh if isinstance(mesh, Mesh) else mesh_lib.make_mesh(mesh)
+    graphdef, params, dtypes = hf_weights.load(directory, processor.config, devices, jnp.dtype(dtype))
+    return Policy(
+        graphdef=graphdef,
+        params=params,
+        mesh=devices,
+        processor=processor,
+        directory=directory,
+        dtypes=dtypes,
+        video=video or VideoConfig(),
+        video_mode=video_mode,
+    )
+
+
+def _keys(seeds: Sequence[int], group: int) -> jax.Array:
+    fold = jax.vmap(jax.random.fold_in, (None, 0))
+    return jnp.stack([fold(jax.random.key(seed), jnp.arange(group)) for seed in seeds])
+
+
+@partial(jax.jit, static_argnums=0)
+def _hidden(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch) -> jax.Array:
+    return nnx.merge(graphdef, params).hidden(batch)[0]
+
+
+@partial(jax.jit, static_argnums=0)
+def _logits(graphdef: nnx.GraphDef, params: nnx.State, hidden: jax.Array) -> jax.Array:
+    return nnx.merge(graphdef, params).logits(hidden)
+
+
+_prefill = jax.jit(generate_lib.prefill, static_argnums=0)
+_decode = jax.jit(generate_lib.decode, static_argnames="config")
+_sampling_layout = jax.jit(generate_lib.sampling_layout, static_argnums=0)

@@ -1,0 +1,68 @@
+"""Losses as functions of arrays. The vocabulary is met in chunks of targets; no `[seq, vocab]` array exists."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+from jaxtyping import Bool, Float, Int
+
+from openo3_jax import mesh as mesh_lib
+from openo3_jax.types import Array
+
+CHUNK_LOGITS = 2**26  # logits that exist at a time on one device: 256 MiB in float32
+MIN_CHUNK_TARGETS = 64
+
+
+def target_logp(
+    hidden: Float[Array, "rows seq dim"],
+    head: Float[Array, "vocab dim"],
+    target_slots: Int[Array, "rows num_targets"],
+    targets: Int[Array, "rows num_targets"],
+    *,
+    mesh: Mesh,
+) -> Float[Array, "rows num_targets"]:
+    """Log-probability in nats of each target token given the hidden state at its slot; 0 where the slot is -1.
+
+    log p = h . w_target - log sum_v exp(h . w_v), over chunks of targets, recomputed in the backward pass. Runs in
+    `shard_map`: the head is gathered over `fsdp` once and its gradient is scattered once, not once per chunk.
+    """
+    rows, weights = mesh_lib.partition_spec(("rows",)), mesh_lib.partition_spec(("vocab", "embed"))
+
+    @partial(jax.shard_map, mesh=mesh, in_specs=(rows, weights, rows, rows), out_specs=rows)
+    def local(hidden, head, slots, targets):
+        table = jax.lax.all_gather(head, "fsdp", axis=1, tiled=True)
+        picked = jnp.take_along_axis(hidden, jnp.maximum(slots, 0)[..., None], axis=1)
+        flat, wanted = picked.reshape(-1, picked.shape[-1]), targets.reshape(-1)
+        chunk = min(len(flat), max(MIN_CHUNK_TARGETS, CHUNK_LOGITS // table.shape[0]))
+        padding = -len(flat) % chunk
+        chunks = (
+            jnp.pad(flat, ((0, padding), (0, 0))).reshape(-1, chunk, flat.shape[-1]),
+            jnp.pad(wanted, (0, padding)).reshape(-1, chunk),
+        )
+        score = jax.checkpoint(lambda chunk: _chunk_logp(*chunk, table))
+        logp = jax.lax.map(score, chunks).reshape(-1)[: len(flat)].reshape(slots.shape)
+        return jnp.where(slots >= 0, logp, 0.0)
+
+    return local(hidden, head, target_slots, targets)
+
+
+def _chunk_logp(
+    hidden: Float[Array, "chunk dim"], targets: Int[Array, " chunk"], table: Float[Array, "vocab dim"]
+) -> Float[Array, " chunk"]:
+    """The vocabulary may be split over `tensor`: each device has its part, sums cross devices."""
+    logits = jnp.einsum("nd,vd->nv", hidden, table, preferred_element_type=jnp.float32)
+    top = jax.lax.pmax(jax.lax.stop_gradient(logits.max(-1)), "tensor")
+    total = jax.lax.psum(jnp.exp(logits - top[:, None]).sum(-1), "tensor")
+    at = targets - jax.lax.axis_index("tensor") * table.shape[0]
+    is_here = (at >= 0) & (at < table.shape[0])
+    mine = jnp.take_along_axis(logits, jnp.clip(at, 0, table.shape[0] - 1)[:, None], axis=1)[:, 0]
+    score = jax.lax.psum(jnp.where(is_here, mine, 0.0), "tensor")
+    return score - top - jnp.log(total)
+
+
+def cross_entropy(
+    logp: Float[Array, "rows num_targets"], is_target: Bool[Array, "rows num_targets"]
+) -> Float[Array, ""]:
+    """Mean of -log p over all targets of the batch, in nats per token."""
+    return -jnp.where(is_target, logp, 0.0).sum() / jnp.maximum(is_target.sum(dtype=logp.dtype), 1.0)

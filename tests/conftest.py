@@ -1,0 +1,20 @@
+"""Tests are stricter than production: eight CPU devices, no implicit dtype promotion, highest matmul precision."""
+
+import os
+
+os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import jax
+import pytest
+
+jax.config.update("jax_default_matmul_precision", "highest")
+jax.config.update("jax_numpy_dtype_promotion", "strict")
+
+
+@pytest.fixture(scope="session")
+def one_device():
+    from openo3_jax import mesh
+
+    return mesh.make_mesh({}, devices=jax.devices()[:1])
