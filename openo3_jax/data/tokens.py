@@ -63,8 +63,7 @@ class Processor:
         known = np.zeros(vocab_size, bool)
         ids = np.array([*self.tokenizer.get_vocab().values()])
         known[ids[ids < vocab_size]] = True
-        special = np.array([i for i in self.special_tokens.values() if i < vocab_size and i not in self.stop_ids])
-        known[special] = False
+        known[[i for i in self.special_tokens.values() if i < vocab_size and i not in self.stop_ids]] = False
         return np.flatnonzero(~known).astype(np.int32)
 
     def decode(self, tokens: Int[np.ndarray, " tokens"] | Sequence[int]) -> str:

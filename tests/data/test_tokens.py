@@ -236,6 +236,7 @@ def test_banned_ids(processor):
     assert banned.dtype == np.int32
     assert banned.tolist() == [499, *range(501, 512), 512, 513, 514, 515]
     assert processor.banned_ids(505).tolist() == [499, 501, 502, 503, 504]
+    assert processor.banned_ids(100).tolist() == []
 
 
 def test_decode_and_pad(processor):
