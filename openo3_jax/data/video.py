@@ -96,7 +96,9 @@ class Decoder:
         # The worker finds what this process finds. decord's retries are the reference's (vision_process.py:25-42):
         # with 128 it refuses clean clips whose last frames are slow to come; the deadline bounds its endless ones.
         paths = os.pathsep.join(p or os.getcwd() for p in sys.path)
-        env = {**os.environ, "PYTHONPATH": paths, "DECORD_EOF_RETRY_MAX": "20480"}
+        # One thread for the resize: workers run side by side, and threads of several would wait for each other.
+        env = {"OPENBLAS_NUM_THREADS": "1", "OMP_NUM_THREADS": "1", **os.environ}
+        env |= {"PYTHONPATH": paths, "DECORD_EOF_RETRY_MAX": "20480"}
         self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by _stop
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "openo3_jax.data.decode_worker"],
