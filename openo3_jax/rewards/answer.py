@@ -35,7 +35,7 @@ def rouge(
     `num_words` counts the reply's words, in the vocabulary (code >= 0) or not. 0 where a side is empty.
     Source: src/r1-v/src/open_r1/reward_func.py:60-80; rouge_score 0.1.2, rouge_scorer.py.
     """
-    num_gold = (gold >= 0).sum()
+    num_gold = (gold >= 0).sum(dtype=jnp.int32)
     scores = {
         "rouge1": _f1(ngram_overlap(words, gold), num_words, num_gold),
         "rouge2": _f1(ngram_overlap(_pairs(words), _pairs(gold)), num_words - 1, num_gold - 1),
@@ -49,7 +49,7 @@ def ngram_overlap(codes: Int[Array, " words"], gold: Int[Array, " gold_words"]) 
     # sum over distinct g of min(count(g), count_gold(g)) = number of gold n-grams that have fewer equals before
     # them in gold than there are in the reply. int32 sums: the default under x64 is an order slower on the CPU.
     count = (gold[:, None] == codes).sum(1, dtype=jnp.int32)
-    place = jnp.arange(len(gold))
+    place = jnp.arange(len(gold), dtype=jnp.int32)
     rank = ((gold[:, None] == gold) & (place < place[:, None])).sum(1, dtype=jnp.int32)
     return ((rank < count) & (gold >= 0)).sum(dtype=jnp.int32)
 
@@ -71,7 +71,7 @@ def common_subsequence(codes: Int[Array, " words"], gold: Int[Array, " gold_word
         return (previous, jnp.maximum(shorter, extended)), None
 
     nothing = jnp.zeros(width, jnp.int32)
-    (_, best), _ = jax.lax.scan(next_diagonal, (nothing, nothing), jnp.arange(last + 1))
+    (_, best), _ = jax.lax.scan(next_diagonal, (nothing, nothing), jnp.arange(last + 1, dtype=jnp.int32))
     return best[-1]
 
 
@@ -84,4 +84,4 @@ def _pairs(codes: Int[Array, " words"]) -> Int[Array, " pairs"]:
 def _f1(overlap: Int[Array, ""], num_words: Int[Array, ""], num_gold: Int[Array, ""]) -> Float[Array, ""]:
     # F1 = 2 P R / (P + R) with P = overlap / words, R = overlap / gold words, which is 2 overlap / (words + gold)
     total = jnp.maximum(num_words, 0) + jnp.maximum(num_gold, 0)
-    return jnp.where(total > 0, 2 * overlap / jnp.maximum(total, 1), 0.0)
+    return jnp.where(total > 0, 2 * overlap.astype(float) / jnp.maximum(total, 1).astype(float), 0.0)

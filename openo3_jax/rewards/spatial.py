@@ -40,9 +40,9 @@ def thk_spatial(prediction: Prediction, truth: Truth, evidence: Evidence, rules:
     # r = sum over claims of v / number of times or claims
     score = jnp.where(counted, evidence.iou, 0.0).sum() / jnp.maximum(num_claims(prediction, rules), 1)
     if rules.key_frame_recall:
-        frames = jnp.arange(truth.frame_valid.shape[0])
+        frames = jnp.arange(len(truth.frame_valid), dtype=jnp.int32)
         is_cited = (evidence.cited[:, None] & (evidence.frame[:, None] == frames)).any(0)
-        score *= is_cited.sum() / jnp.maximum(truth.frame_valid.sum(), 1)
+        score *= is_cited.sum(dtype=float) / jnp.maximum(truth.frame_valid.sum(dtype=float), 1)
     if rules.visual_thk_spatial:
         best = _at_least(geometry.box_iou(prediction.boxes, truth.answer_box), rules.min_iou).max()
         score = jnp.where(truth.task == tasks.TASKS.index(tasks.VISUAL), best, score)
@@ -93,7 +93,7 @@ def match_frames(
     delta_s = times_s[:, None] - frame_times_s  # [claims frames]
     inside = temporal.within_gate(delta_s, rules) & frame_valid
     candidates = inside if rules.match == "gate_then_nearest" else jnp.broadcast_to(frame_valid, inside.shape)
-    frame = jnp.where(candidates, jnp.abs(delta_s), jnp.inf).argmin(1)
+    frame = jnp.where(candidates, jnp.abs(delta_s), jnp.inf).argmin(1).astype(jnp.int32)
     passes = jnp.take_along_axis(inside, frame[:, None], 1)[:, 0]
     if rules.match == "gate_then_nearest":
         passes &= frame_times_s[frame] != -1.0
@@ -110,20 +110,21 @@ def counted_claims(prediction: Prediction, rules: RewardRules) -> Bool[Array, " 
     return prediction.claim_valid & ~prediction.claim_repeats if rules.repeats_once else prediction.claim_valid
 
 
-def num_claims(prediction: Prediction, rules: RewardRules) -> Int[Array, ""]:
+def num_claims(prediction: Prediction, rules: RewardRules) -> Float[Array, ""]:
     """What thk_spatial is divided by: the parsable times in think, or the claims.
 
     With `repeats_once` repeated times or claims are left out; with `malformed_in_denominator` it is at least the
     number of `<obj>` (less the repeated claims).
     """
     is_repeat = prediction.claim_valid & prediction.claim_repeats
+    repeats = is_repeat.sum(dtype=float) if rules.repeats_once else 0.0
     if rules.claim_denominator == "times":
         is_time = prediction.time_valid & ~jnp.isnan(prediction.times_s)
-        number = is_time.sum() + prediction.odd_time_claims - (is_repeat.sum() if rules.repeats_once else 0)
+        number = is_time.sum(dtype=float) + prediction.odd_time_claims.astype(float) - repeats
     else:
-        number = counted_claims(prediction, rules).sum()
+        number = counted_claims(prediction, rules).sum(dtype=float)
     if rules.malformed_in_denominator:
-        number = jnp.maximum(number, prediction.num_objects - (is_repeat.sum() if rules.repeats_once else 0))
+        number = jnp.maximum(number, prediction.num_objects.astype(float) - repeats)
     return number
 
 

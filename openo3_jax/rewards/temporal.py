@@ -41,7 +41,7 @@ def thk_temporal_point(
     score = _mean(proximity(distance_s, sigma_s(progress, rules)), counted)
     if rules.key_frame_recall:
         cited = counted[:, None] & within_gate(delta_s, rules) & truth.frame_valid
-        score *= cited.any(0).sum() / jnp.maximum(truth.frame_valid.sum(), 1)
+        score *= cited.any(0).sum(dtype=float) / jnp.maximum(truth.frame_valid.sum(dtype=float), 1)
     return score
 
 
@@ -82,4 +82,4 @@ def _counted(prediction: Prediction, rules: RewardRules) -> Bool[Array, " times"
 
 
 def _mean(values: Float[Array, " times"], counted: Bool[Array, " times"]) -> Float[Array, ""]:
-    return jnp.where(counted, values, 0.0).sum() / jnp.maximum(counted.sum(), 1)
+    return jnp.where(counted, values, 0.0).sum() / jnp.maximum(counted.sum(dtype=float), 1)
