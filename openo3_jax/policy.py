@@ -15,12 +15,13 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import ModelConfig, SamplingConfig, VideoConfig
 from openo3_jax.data import conversations as conversations_lib
 from openo3_jax.data import packing, tokens
+from openo3_jax.data import video as video_lib
 from openo3_jax.errors import InputError
 from openo3_jax.models import generate as generate_lib
 from openo3_jax.models import hf_weights
@@ -61,10 +62,15 @@ class Policy:
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Sample]:
         """Read the media and tokenise. Raises InputError naming the conversation's part or the file."""
-        resolved = conversations_lib.resolve(
-            conversations, sizing=self.processor.image_sizing, video=self.video, video_mode=self.video_mode
+        with video_lib.Decoder() as decoder:
+            read = video_lib.make_reader(decoder)
+            return [self.processor.encode(self._load(conversation, read)) for conversation in conversations]
+
+    def _load(self, conversation: Conversation, read: video_lib.Reader) -> list[tokens.Message]:
+        sizing = self.processor.image_sizing._asdict()
+        return conversations_lib.load_conversation(
+            conversation, **sizing, config=self.video, video_mode=self.video_mode, read=read
         )
-        return [self.processor.encode(messages) for messages in resolved]
 
     def batch(self, samples: Sequence[Sample]) -> Batch:
         """One row per sample, padded to a bucket and to the mesh's rows, on the devices."""
@@ -122,10 +128,8 @@ class Policy:
         )
         return self._unpad(jax.tree.map(np.asarray, out), len(samples))
 
-    def _mask(self, ids: Sequence[int]) -> np.ndarray:
-        mask = np.zeros(self.config.text.vocab_size, bool)
-        mask[[i for i in ids if i < len(mask)]] = True
-        return mask
+    def _mask(self, ids: Sequence[int] | Int[np.ndarray, " ids"]) -> Bool[np.ndarray, " vocab"]:
+        return np.isin(np.arange(self.config.text.vocab_size), np.asarray(ids, np.int32))
 
     def _unpad(self, out: generate_lib.Generated, num: int) -> Generations:
         group = range(out.tokens.shape[1])
