@@ -9,6 +9,7 @@ from typing import Any, NotRequired, TypedDict
 from openo3_jax import tasks
 from openo3_jax.errors import InputError
 
+Number = int | float  # JSON has both
 STAGE_FILES: Mapping[tasks.Stage, str] = {"sft": "STGR-SFT.json", "rl": "STGR-RL.json"}
 
 
@@ -16,7 +17,7 @@ class KeyFrame(TypedDict):
     """An annotated frame of a clip: its key in `key_items`, its time in seconds, its picture file."""
 
     idx: int
-    time: float
+    time: Number
     path: str
 
 
@@ -38,10 +39,10 @@ class Record(TypedDict):
     id: NotRequired[str | int]
     video_path: NotRequired[str]  # every task but visual QA
     image_path: NotRequired[str]  # visual QA
-    image_size: NotRequired[list[float] | None]  # [width, height] in px of the original picture
+    image_size: NotRequired[list[Number] | None]  # [width, height] in px of the original picture
     reasoning_process: NotRequired[str]  # SFT
     key_frames: NotRequired[list[KeyFrame] | None]  # temporal-spatial QA
-    key_items: NotRequired[dict[str, dict[str, list[list[float]]]] | None]  # temporal-spatial QA in RL
+    key_items: NotRequired[dict[str, dict[str, list[list[Number]]]] | None]  # temporal-spatial QA in RL
 
 
 def load_stage(root: str | os.PathLike, stage: tasks.Stage) -> list[Record]:
@@ -163,7 +164,7 @@ def _check_key_frames(record: Mapping[str, Any], where: str) -> list[KeyFrame]:
     return sorted(frames, key=lambda frame: frame["time"])
 
 
-def _check_key_items(record: Mapping[str, Any], where: str) -> dict[str, dict[str, list[list[float]]]]:
+def _check_key_items(record: Mapping[str, Any], where: str) -> dict[str, dict[str, list[list[Number]]]]:
     items = record.get("key_items")
     expected = "{idx: {object name: [[x1, y1, x2, y2], ..]}}, boxes as fractions of the frame"
     _expect(isinstance(items, dict), where, record, "key_items", expected)

@@ -31,7 +31,7 @@ class Prepared:
 
     record: annotations.Record
     messages: list[conversations.Message]
-    image_size: list[float]
+    image_size: list[annotations.Number]
     image_size_refine: list[int]
     duration_s: float | None
 
