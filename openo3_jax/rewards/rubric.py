@@ -6,13 +6,14 @@ from typing import Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from openo3_jax import tasks
 from openo3_jax.errors import InputError
 from openo3_jax.rewards import answer, format, spatial, temporal
 from openo3_jax.rewards.arrays import Rows, Truth
 from openo3_jax.rewards.rules import TERMS, RewardRules
+from openo3_jax.types import Array
 
 
 class Scores(NamedTuple):

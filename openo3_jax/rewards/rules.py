@@ -141,8 +141,11 @@ def change_rules(rules: RewardRules, changes: Iterable[str]) -> RewardRules:
         fields = {field.name: field for field in dataclasses.fields(RewardRules) if field.name != "weights"}
         if name not in fields:
             raise InputError(f"change {change!r}: no field {name!r}; expected weight.TERM or {', '.join(fields)}")
-        kind = type(fields[name].default)
-        rules = dataclasses.replace(rules, **{name: _read_value(change, text, kind)})
+        choices = get_args(fields[name].type)
+        if choices and text not in choices:
+            raise InputError(f"change {change!r}: expected one of {', '.join(choices)}")
+        value = text if choices else _read_value(change, text, type(fields[name].default))
+        rules = dataclasses.replace(rules, **{name: value})
     return rules
 
 
@@ -151,9 +154,7 @@ def _read_value(change: str, text: str, kind: type) -> Any:
         if text.lower() not in ("true", "false"):
             raise InputError(f"change {change!r}: {text!r} is neither true nor false")
         return text.lower() == "true"
-    if kind is float:
-        try:
-            return float(text)
-        except ValueError as error:
-            raise InputError(f"change {change!r}: {text!r} is not a number") from error
-    return text
+    try:
+        return float(text)
+    except ValueError as error:
+        raise InputError(f"change {change!r}: {text!r} is not a number") from error
