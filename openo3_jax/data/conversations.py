@@ -83,7 +83,7 @@ def check_conversation(conversation: Any) -> None:
         content = message["content"]
         if not isinstance(content, str | list | tuple):
             got = type(content).__name__
-            raise InputError(f"{where}: content is a {got}; expected a text or a list of items")
+            raise InputError(f"{where}: content is {got}; expected a text or a list of items")
         for j, item in enumerate(_items(message)):
             _check_item(item, f"{where}, item {j}")
 
@@ -99,7 +99,7 @@ def _check_item(item: Any, where: str) -> None:
         raise InputError(f"{where}: {kind} is {got}; expected {expected}")
 
 
-def _items(message: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+def _items(message: Mapping[str, Any]) -> Sequence[Any]:
     content = message["content"]
     return [text_item(content)] if isinstance(content, str) else content
 

@@ -221,10 +221,12 @@ def _question(
     only, since nothing turns their boxes into px of the frames shown.
     """
     first, second = _visible(track)
-    early, late = (tags.render_claim(track.name, track.boxes_frac[i], track.times_s[i]) for i in (first, second))
+    early, late = (
+        tags.render_claim(track.name, track.boxes_frac[i].tolist(), track.times_s[i]) for i in (first, second)
+    )
     early_s, late_s = (tags.render_time(track.times_s[i]) for i in (first, second))
     box_px = np.rint(track.boxes_frac[first] * [*size_wh, *size_wh])
-    place = f"<obj>{track.name}</obj>{tags.render_box(box_px)}"
+    place = f"<obj>{track.name}</obj>{tags.render_box(box_px.tolist())}"
     start_s, end_s = track.visible_s
     seconds = str([start_s, end_s])
     presence = f"It appears at {tags.render_time(start_s)} and is gone at {tags.render_time(end_s)}."

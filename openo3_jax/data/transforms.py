@@ -70,7 +70,7 @@ def prepare(
     else:
         lines = _items(shown, clip)
     width, height = clip.size_wh
-    scale = (width, height) if record["task"] == tasks.TEMPORAL_SPATIAL else None
+    scale = (float(width), float(height)) if record["task"] == tasks.TEMPORAL_SPATIAL else None
     messages = _messages(record, lines, stage, wording, scale)
     return Prepared(record, messages, [width, height], [width, height], clip.duration_s)
 

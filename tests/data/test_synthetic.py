@@ -1,0 +1,127 @@
+import json
+
+import av
+import numpy as np
+import pytest
+from PIL import Image
+
+from openo3_jax import tags, tasks
+from openo3_jax.config import VideoConfig
+from openo3_jax.data import annotations, media, prompts, synthetic, transforms
+from openo3_jax.errors import InputError
+
+
+def decode(path):
+    with av.open(str(path)) as container:
+        frames = list(container.decode(video=0))
+    return np.stack([frame.to_ndarray(format="rgb24") for frame in frames]), [frame.time for frame in frames]
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_track_tells_what_the_clip_shows(seed, tmp_path):
+    path = tmp_path / "a.mp4"
+    track = synthetic.render_clip(path, seed=seed)
+    frames, times_s = decode(path)
+    assert frames.shape == (40, 112, 140, 3)
+    np.testing.assert_allclose(times_s, track.times_s, atol=1e-9)
+    color = np.array(synthetic.COLORS[track.color], np.float64)
+    # Codec noise stays well below the distance between any two of the colors.
+    is_shape = np.abs(frames - color).max(-1) < 60
+    start_s, end_s = track.visible_s
+    for i, box in enumerate(track.boxes_frac):
+        visible = start_s <= track.times_s[i] < end_s
+        assert visible == (not np.isnan(box).any())
+        if visible:
+            rows, columns = np.flatnonzero(is_shape[i].any(1)), np.flatnonzero(is_shape[i].any(0))
+            found = [columns[0], rows[0], columns[-1] + 1, rows[-1] + 1]
+            np.testing.assert_allclose(box * [140, 112, 140, 112], found, atol=2)
+        else:
+            assert is_shape[i].sum() == 0
+    xs = track.boxes_frac[~np.isnan(track.boxes_frac[:, 0]), 0]
+    assert (xs[-1] > xs[0]) == (track.direction == "right")
+
+
+def test_equal_seeds_give_equal_files(tmp_path):
+    for name in ("a", "b"):
+        synthetic.write_dataset(tmp_path / name, num_train=6, seed=3)
+    synthetic.write_dataset(tmp_path / "c", num_train=6, seed=4)
+    files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
+    # 2 JSON files, 8 clips (2 STR, 2 tvg_r1, 1 timerft, 3 videor1), 2 pictures, 2 key frames for each STR clip
+    assert len(files) == 2 + 8 + 2 + 4
+    for file in files:
+        assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
+    assert (tmp_path / "a/json_data/STGR-RL.json").read_text() != (tmp_path / "c/json_data/STGR-RL.json").read_text()
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("data")
+    synthetic.write_dataset(root, num_train=12, seed=0)
+    return root
+
+
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+def test_records_pass_the_checks_and_become_messages(stage, root):
+    records = annotations.load_stage(root, stage)
+    assert len(records) == 12
+    assert {record["task"] for record in records} == set(tasks.STAGE_TASKS[stage])
+    assert len({record["id"] for record in records}) == 12
+    config = VideoConfig(min_pixels=3136, max_pixels=3136)
+    prepared = transforms.prepare_all(records, root, stage, config=config, wording=prompts.load_prompts())
+    assert [len(p.messages) for p in prepared] == [3 if stage == "sft" else 2] * 12
+    for p in prepared:
+        assert p.duration_s == (None if p.record["task"] == tasks.VISUAL else pytest.approx(4.0))
+
+
+def test_reasoning_cites_the_ground_truth(root):
+    sft, rl = (annotations.load_stage(root, stage) for stage in ("sft", "rl"))
+    spatial = [i for i, r in enumerate(sft) if r["task"] == tasks.TEMPORAL_SPATIAL]
+    for record in (sft[i] for i in spatial):
+        claims = tags.parse_claims(record["reasoning_process"])
+        assert [claim.time_s for claim in claims] == [frame["time"] for frame in record["key_frames"]]
+        for claim, frame in zip(claims, record["key_frames"], strict=True):
+            (boxes,) = record["key_items"][str(frame["idx"])].values()
+            np.testing.assert_allclose(claim.boxes, boxes, atol=6e-4)
+    temporal = [r for r in sft if r["task"] == tasks.TEMPORAL]
+    for record in temporal:
+        span = tags.parse_span(record["answer"])
+        assert list(span) == tags.parse_times(record["reasoning_process"])
+    both = [(s, r) for s, r in zip(sft, rl, strict=True) if s["task"] == r["task"] == tasks.TEMPORAL]
+    assert both
+    for s, r in both:  # one clip, two forms of one answer
+        assert json.loads(r["answer"]) == list(tags.parse_span(s["answer"]))
+
+
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+def test_options_and_boxes_name_what_is_seen(stage, root):
+    for record in annotations.load_stage(root, stage):
+        if record["task"] in (tasks.GENERAL_MCQ, tasks.TEMPORAL_MCQ):
+            options = dict(line.split(". ") for line in record["question"].split("\n")[1:])
+            assert list(options) == ["A", "B", "C", "D"] and len(set(options.values())) == 4
+            frames, _ = decode(media.find_media(root, record, stage))
+            seen = np.abs(frames[20] - np.array(synthetic.COLORS[options[record["answer"][0]]], float)).max(-1) < 60
+            assert seen.sum() > 100
+        if record["task"] == tasks.VISUAL:
+            x1, y1, x2, y2 = map(int, tags.parse_first_box(record["answer"]))
+            pixels = np.asarray(Image.open(media.find_media(root, record, stage))).astype(float)
+            assert record["image_size"] == [140, 112]
+            color = record["question"].split()[3]
+            inside = np.abs(pixels[(y1 + y2) // 2, (x1 + x2) // 2] - synthetic.COLORS[color])
+            assert inside.max() < 60
+
+
+BAD = {"height": 111, "width": 30, "num_frames": 7, "fps": 0}
+
+
+@pytest.mark.parametrize("field", BAD)
+def test_impossible_clips_are_refused(field, tmp_path):
+    with pytest.raises(InputError, match=f"{field}={BAD[field]}"):
+        synthetic.render_clip(tmp_path / "a.mp4", seed=0, **{field: BAD[field]})
+
+
+def test_no_records_and_no_encoder(tmp_path, monkeypatch):
+    with pytest.raises(InputError, match="num_train=0"):
+        synthetic.write_dataset(tmp_path, num_train=0, seed=0)
+    monkeypatch.setattr(av, "codecs_available", {"mpeg4"})
+    with pytest.raises(InputError, match="no libx264"):
+        synthetic.render_clip(tmp_path / "a.mp4", seed=0)
