@@ -279,7 +279,7 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SFTConfig:
-    """Stage one. Defaults are the reference's (run_sft_video.sh), but for the loss, which is on the assistant's tokens."""
+    """Stage one. Defaults are the reference's (run_sft_video.sh); its loss was on all text, ours on the answers."""
 
     steps: int  # optimizer updates
     batch_size: int = 8  # samples per update, over all devices

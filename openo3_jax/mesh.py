@@ -62,8 +62,24 @@ def partition_spec(logical: Sequence[str | None]) -> PartitionSpec:
 
 
 def sharding(mesh: Mesh, *logical: str | None) -> NamedSharding:
-    """Where an array with these logical axes lives; `None` for a dimension that is never split."""
-    return NamedSharding(mesh, partition_spec(logical))
+    """Where an array with these logical axes lives; `None` for a dimension that is never split.
+
+    In the form in which compiled programs return it (no axes of size 1, no trailing None), so that a state that went
+    through a step has the sharding it came with and nothing is compiled twice.
+    """
+    return NamedSharding(mesh, _canonical(mesh, partition_spec(logical)))
+
+
+def _canonical(mesh: Mesh, spec: PartitionSpec) -> PartitionSpec:
+    def split(entry: str | tuple[str, ...] | None) -> str | tuple[str, ...] | None:
+        names = (entry,) if isinstance(entry, str) else entry or ()
+        kept = tuple(name for name in names if mesh.shape[name] > 1)
+        return kept[0] if len(kept) == 1 else kept or None
+
+    entries = [split(entry) for entry in spec]
+    while entries and entries[-1] is None:
+        entries.pop()
+    return PartitionSpec(*entries)
 
 
 def constrain(x: jax.Array, mesh: Mesh, *logical: str | None) -> jax.Array:
@@ -80,27 +96,31 @@ def is_variable(x: Any) -> bool:
     return isinstance(x, nnx.Variable)
 
 
-def weight_shardings(params: Any, mesh: Mesh) -> Any:
-    """Tree of `NamedSharding` for a state of annotated `nnx.Param`s.
+def state_shardings(tree: Any, mesh: Mesh) -> Any:
+    """Tree of `NamedSharding`: annotated weights (and moments, which keep the annotation) by their logical axes, all
+    else on every device.
 
     Raises InputError for a dimension that its mesh axes do not divide, with the path and the numbers.
     """
 
-    def place(path: tuple, variable: nnx.Variable) -> nnx.Variable:
-        logical = variable.get_metadata()["out_sharding"]
+    def place(path: tuple, node: Any) -> Any:
+        logical = node.get_metadata()["out_sharding"] if is_variable(node) else ()
         where = sharding(mesh, *logical)
-        shape = variable.get_raw_value().shape
-        assert len(logical) == len(shape), (path, logical, shape)
-        for size, name, axes in zip(shape, logical, where.spec, strict=True):
-            ways = mesh_size(mesh, axes)
-            if size % ways:
-                raise InputError(
-                    f"mesh: {jax.tree_util.keystr(path)} has {name}={size}, which {ways} devices on {axes!r} "
-                    "do not divide; choose a smaller axis"
-                )
-        return variable.replace(where)
 
-    return jax.tree_util.tree_map_with_path(place, params, is_leaf=is_variable)
+        def check(leaf: Any) -> NamedSharding:
+            assert not logical or len(logical) == len(leaf.shape), (path, logical, leaf.shape)
+            for size, name, axes in zip(leaf.shape, logical, where.spec, strict=False):
+                ways = mesh_size(mesh, axes)
+                if size % ways:
+                    raise InputError(
+                        f"mesh: {jax.tree_util.keystr(path)} has {name}={size}, which {ways} devices on {axes!r} "
+                        "do not divide; choose a smaller axis"
+                    )
+            return where
+
+        return jax.tree.map(check, node)
+
+    return jax.tree_util.tree_map_with_path(place, tree, is_leaf=is_variable)
 
 
 def mesh_size(mesh: Mesh, axes: str | tuple[str, ...] | None) -> int:
@@ -134,9 +154,8 @@ def gather_layer(params: Any, mesh: Mesh) -> Any:
 
     def gather(variable: nnx.Variable) -> nnx.Variable:
         logical = [name for name in variable.get_metadata()["out_sharding"] if name != "layers"]
-        spec = partition_spec(logical)
-        whole = PartitionSpec(*(None if axes == "fsdp" else axes for axes in spec))
-        value = _gather(variable.get_raw_value(), NamedSharding(mesh, whole), NamedSharding(mesh, spec))
+        kept = [name if name and LOGICAL_AXES[name] != "fsdp" else None for name in logical]
+        value = _gather(variable.get_raw_value(), sharding(mesh, *kept), sharding(mesh, *logical))
         return variable.replace(value)
 
     return jax.tree_util.tree_map(gather, params, is_leaf=is_variable)

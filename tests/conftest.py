@@ -1,4 +1,4 @@
-"""Tests are stricter than production: eight CPU devices, no implicit dtype promotion, highest matmul precision."""
+"""Tests are stricter than production: eight CPU devices, highest matmul precision, shapes checked at run time."""
 
 import os
 
@@ -10,7 +10,6 @@ import jax
 import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
-jax.config.update("jax_numpy_dtype_promotion", "strict")
 
 
 @pytest.fixture(scope="session")
@@ -18,3 +17,10 @@ def one_device():
     from openo3_jax import mesh
 
     return mesh.make_mesh({}, devices=jax.devices()[:1])
+
+
+@pytest.fixture
+def strict_dtypes():
+    """Implicit dtype promotion is an error (in our code; optax's own arithmetic promotes)."""
+    with jax.numpy_dtype_promotion("strict"):
+        yield

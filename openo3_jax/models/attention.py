@@ -21,7 +21,7 @@ BLOCK = 512  # slots of a block of queries or keys
 
 
 class Slots(NamedTuple):
-    """What decides who sees whom. Segments: 0 is padding. Branches: 0 is seen by its whole segment (see types.Batch)."""
+    """What decides who sees whom. Segment 0 is padding; branch 0 is seen by its whole segment (see types.Batch)."""
 
     segments: Int[Array, "rows seq"]
     branches: Int[Array, "rows seq"] | None = None

@@ -107,7 +107,8 @@ def decode(
         def put(buffer, value):
             return jax.vmap(jax.vmap(lambda row, i, x: row.at[i].set(x, mode="drop")))(buffer, at, value)
 
-        return Generated(put(out.tokens, token), put(out.logp, logp), out.lengths + alive.astype(jnp.int32), out.finished | stops[token])
+        lengths = out.lengths + alive.astype(jnp.int32)
+        return Generated(put(out.tokens, token), put(out.logp, logp), lengths, out.finished | stops[token])
 
     def forward(token, suffixes, step):
         x = jnp.take(layout.rest["embed_tokens"]["weight"][...], token, axis=0)  # [prompts, group, dim]

@@ -8,7 +8,6 @@ import enum
 from typing import NamedTuple
 
 import jax.numpy as jnp
-from jax.sharding import PartitionSpec
 
 from openo3_jax.config import ModelConfig
 from openo3_jax.types import Array
@@ -106,13 +105,13 @@ def hf_shape(entry: Entry, shape: tuple[int, ...], config: ModelConfig) -> tuple
     return (shape[1], vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
 
 
-def hf_spec(entry: Entry, spec: PartitionSpec) -> PartitionSpec:
-    """Where HF's tensor must be split so that ours needs no move."""
+def hf_axes(entry: Entry, logical: tuple[str | None, ...]) -> tuple[str | None, ...]:
+    """Logical axes of HF's tensor for one layer of ours, so that loading it needs no move."""
     if entry.layout is Layout.SAME:
-        return spec
+        return logical
     if entry.layout is Layout.TRANSPOSED:
-        return PartitionSpec(spec[1], spec[0])
-    return PartitionSpec(spec[1])
+        return logical[::-1]
+    return (logical[1],)
 
 
 def from_hf(entry: Entry, x: Array) -> Array:

@@ -1,7 +1,7 @@
 """Safetensors -> sharded weights, and back. Streams tensor by tensor: the host never holds the model."""
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -12,7 +12,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from flax import nnx
-from jax.sharding import Mesh, NamedSharding, PartitionSpec
+from jax.sharding import Mesh, NamedSharding
 
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import ModelConfig
@@ -133,14 +133,14 @@ def load(
     """
     graphdef, abstract = qwen2_5_vl.abstract_params(config, mesh)
     found = check(read_index(directory), config, abstract, directory)
-    shardings = mesh_lib.weight_shardings(abstract, mesh)
+    shardings = mesh_lib.state_shardings(abstract, mesh)
     _check_tied_head(found, config)
     params = abstract
     for entry in hf_mapping.table(config):
         place = _variable(shardings, entry.path).get_raw_value()
         variable = _variable(params, entry.path)
-        value = _load_entry(entry, config, found, variable.get_raw_value().shape, place, dtype)
-        _set(params, entry.path, variable.replace(value))
+        tensors = [found[key] for key in hf_mapping.keys(entry, config)]
+        _set(params, entry.path, variable.replace(_load_entry(entry, tensors, variable, place, dtype)))
     return graphdef, params, {key: tensor.dtype for key, tensor in found.items()}
 
 
@@ -162,38 +162,25 @@ def _check_tied_head(found: Mapping[str, Stored], config: ModelConfig) -> None:
 
 
 def _load_entry(
-    entry: hf_mapping.Entry,
-    config: ModelConfig,
-    found: Mapping[str, Stored],
-    shape: tuple[int, ...],
-    place: NamedSharding,
-    dtype: jnp.dtype,
+    entry: hf_mapping.Entry, tensors: Sequence[Stored], variable: nnx.Variable, place: NamedSharding, dtype: jnp.dtype
 ) -> jax.Array:
-    spec = PartitionSpec(*place.spec[1:]) if entry.is_stacked else place.spec
-    hf_place = NamedSharding(place.mesh, hf_mapping.hf_spec(entry, spec))
+    """The tensors of one row of the table, converted and put where `place` wants them."""
+    logical = tuple(name for name in variable.get_metadata()["out_sharding"] if name != "layers")
+    hf_place = mesh_lib.sharding(place.mesh, *hf_mapping.hf_axes(entry, logical))
 
-    def read(key: str) -> jax.Array:
-        return jax.make_array_from_callback(found[key].shape, hf_place, found[key].read)
+    def read(tensor: Stored) -> jax.Array:
+        return jax.make_array_from_callback(tensor.shape, hf_place, tensor.read)
 
-    names = hf_mapping.keys(entry, config)
+    def convert(x: jax.Array) -> jax.Array:
+        return hf_mapping.from_hf(entry, x).astype(dtype)
+
     if not entry.is_stacked:
-        return _convert(entry, dtype, place)(read(names[0]))
-    stacked = jax.jit(partial(jnp.zeros, shape, dtype), out_shardings=place)()
-    put = _put_layer(entry, dtype, place)
-    for i, key in enumerate(names):
-        stacked = jax.block_until_ready(put(stacked, read(key), i))  # one layer in flight, not all of them
+        return jax.jit(convert, out_shardings=place)(read(tensors[0]))
+    put = jax.jit(lambda stacked, x, i: stacked.at[i].set(convert(x)), out_shardings=place, donate_argnums=0)
+    stacked = jax.jit(partial(jnp.zeros, variable.get_raw_value().shape, dtype), out_shardings=place)()
+    for i, tensor in enumerate(tensors):
+        stacked = jax.block_until_ready(put(stacked, read(tensor), i))  # one layer in flight, not all of them
     return stacked
-
-
-def _convert(entry: hf_mapping.Entry, dtype: jnp.dtype, place: NamedSharding):
-    return jax.jit(lambda x: hf_mapping.from_hf(entry, x).astype(dtype), out_shardings=place)
-
-
-def _put_layer(entry: hf_mapping.Entry, dtype: jnp.dtype, place: NamedSharding):
-    def put(stacked, x, i):
-        return stacked.at[i].set(hf_mapping.from_hf(entry, x).astype(dtype))
-
-    return jax.jit(put, out_shardings=place, donate_argnums=0)
 
 
 def save(

@@ -83,6 +83,12 @@ def stack(make_layer: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx
     return make(rngs)
 
 
+def gathered(module: nnx.Module, mesh: Mesh) -> nnx.Module:
+    """The module with its weights gathered over `fsdp`, ready to be used."""
+    graphdef, params = nnx.split(module)
+    return nnx.merge(graphdef, mesh_lib.gather_layer(params, mesh))
+
+
 def scan(
     layers: nnx.Module,
     x: Array,

@@ -24,13 +24,18 @@ class Qwen2_5_VL(nnx.Module):
         self.mesh = mesh
 
     @property
+    def head_module(self) -> layers.Embedding:
+        return self.text.embed_tokens if self.config.text.tie_word_embeddings else self.lm_head
+
+    @property
     def head(self) -> Float[Array, "vocab dim"]:
         """The output table: its own, or the embedding's where they are tied."""
-        return (self.text.embed_tokens if self.config.text.tie_word_embeddings else self.lm_head).weight[...]
+        return self.head_module.weight[...]
 
     def embed(self, batch: Batch, *, remat: bool = False) -> Float[Array, "rows seq dim"]:
         """Token embeddings with the visual tokens of the row in their slots."""
-        x = self.text.embed_tokens(batch.tokens)
+        x = layers.gathered(self.text.embed_tokens, self.mesh)(batch.tokens)
+        x = mesh_lib.constrain(x, self.mesh, "rows")
         if batch.vision.patches.shape[1]:
             visual = self.visual(batch.vision, remat=remat)
             placed = vision.rearrange(visual, batch.visual_tokens, batch.visual_slots)
@@ -52,7 +57,8 @@ class Qwen2_5_VL(nnx.Module):
 
     def logits(self, hidden: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
         """Scores of the next token in float32. Training never calls it on a whole row (see train/losses.py)."""
-        return jnp.einsum("...d,vd->...v", hidden, self.head, preferred_element_type=jnp.float32)
+        head = layers.gathered(self.head_module, self.mesh)
+        return jnp.einsum("...d,vd->...v", hidden, head.weight[...], preferred_element_type=jnp.float32)
 
 
 def init_params(config: ModelConfig, mesh: Mesh, seed: int) -> tuple[nnx.GraphDef, nnx.State]:
@@ -62,7 +68,7 @@ def init_params(config: ModelConfig, mesh: Mesh, seed: int) -> tuple[nnx.GraphDe
     def make():
         return nnx.state(Qwen2_5_VL(config, mesh=mesh, rngs=nnx.Rngs(seed)))
 
-    return graphdef, jax.jit(make, out_shardings=mesh_lib.weight_shardings(abstract, mesh))()
+    return graphdef, jax.jit(make, out_shardings=mesh_lib.state_shardings(abstract, mesh))()
 
 
 def abstract_params(config: ModelConfig, mesh: Mesh) -> tuple[nnx.GraphDef, nnx.State]:

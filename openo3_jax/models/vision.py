@@ -126,7 +126,8 @@ class VisionTower(nnx.Module):
     @jax.named_scope("vision")
     def __call__(self, vision: VisionBatch, *, remat: bool = False) -> Float[Array, "rows visual dim"]:
         """`remat`: keep only the residual stream between layers for the backward pass."""
-        x = self.patch_embed(vision.patches.astype(self.patch_embed.kernel.dtype))
+        patch_embed = layers.gathered(self.patch_embed, self.mesh)
+        x = patch_embed(vision.patches.astype(patch_embed.kernel.dtype))
         x = mesh_lib.constrain(x, self.mesh, "rows")
         angles = rope.vision_angles(vision.patch_hw, self.config.head_dim)
         is_full = np.isin(np.arange(self.config.depth), self.config.fullatt_block_indexes)
@@ -135,4 +136,4 @@ class VisionTower(nnx.Module):
             return mesh_lib.constrain(block(x, angles, vision, is_full), self.mesh, "rows"), None
 
         x, _ = layers.scan(self.blocks, x, call, jnp.asarray(is_full), mesh=self.mesh, remat=remat)
-        return self.merger(x)
+        return layers.gathered(self.merger, self.mesh)(x)

@@ -6,11 +6,13 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
-import optax
 from flax import nnx
 from jaxtyping import Int
 
 from openo3_jax import mesh as mesh_lib
+from openo3_jax.config import SFTConfig
+from openo3_jax.policy import Policy
+from openo3_jax.train import optimizer as optimizer_lib
 from openo3_jax.types import Array
 
 
@@ -25,27 +27,13 @@ class TrainState:
     graphdef: nnx.GraphDef
 
 
-def init_state(
-    graphdef: nnx.GraphDef, params: nnx.State, mesh: jax.sharding.Mesh, optimizer: optax.GradientTransformation
-) -> TrainState:
-    """A state at step 0 with its own float32 copy of `params`, so that donating it leaves the policy usable."""
-    shardings = mesh_lib.weight_shardings(params, mesh)
-    own = jax.jit(
-        lambda tree: jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), tree), out_shardings=shardings
-    )(params)
-    abstract = jax.eval_shape(optimizer.init, own)
-    opt_state = jax.jit(optimizer.init, out_shardings=_like_weights(abstract, own, mesh))(own)
-    step = jax.device_put(jnp.int32(0), mesh_lib.sharding(mesh))
-    return TrainState(step=step, params=own, opt_state=opt_state, graphdef=graphdef)
+def make_state(policy: Policy, config: SFTConfig) -> TrainState:
+    """The state before the first step, with its own float32 copy of the weights: donating it leaves `policy` usable."""
+    optimizer = optimizer_lib.make_optimizer(config.optimizer, config.steps)
 
+    def make(params: nnx.State) -> TrainState:
+        own = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
+        return TrainState(step=jnp.int32(0), params=own, opt_state=optimizer.init(own), graphdef=policy.graphdef)
 
-def _like_weights(abstract_opt_state: Any, params: nnx.State, mesh: jax.sharding.Mesh) -> Any:
-    """Moments live where their weight lives; counters are replicated."""
-    everywhere = mesh_lib.sharding(mesh)
-    return optax.tree_utils.tree_map_params(
-        lambda placeholder: None,
-        lambda moment, weight: weight.sharding,
-        abstract_opt_state,
-        params,
-        transform_non_params=lambda _: everywhere,
-    )
+    places = mesh_lib.state_shardings(jax.eval_shape(make, policy.params), policy.mesh)
+    return jax.jit(make, out_shardings=places)(policy.params)

@@ -1,13 +1,13 @@
 """The train steps: pure, jitted once, donated. `(state, batch) -> (state, metrics)`."""
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import optax
 from flax import nnx
 
+from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import SFTConfig
 from openo3_jax.train import losses
 from openo3_jax.train import optimizer as optimizer_lib
@@ -46,6 +46,8 @@ def make_sft_step(config: SFTConfig) -> Callable[[TrainState, Batch], tuple[Trai
             "targets": (batch.target_slots >= 0).sum(),
         }
         params = optax.apply_updates(state.params, updates)
-        return TrainState(state.step + 1, params, opt_state, state.graphdef), metrics
+        new = TrainState(state.step + 1, params, opt_state, state.graphdef)
+        mesh = nnx.merge(state.graphdef, params).mesh
+        return jax.lax.with_sharding_constraint(new, mesh_lib.state_shardings(new, mesh)), metrics
 
     return jax.jit(sft_step, donate_argnums=0)

@@ -14,6 +14,8 @@ from openo3_jax.models import attention, hf_mapping, rope, text
 from openo3_jax.train import steps
 from parity import hf
 
+pytestmark = pytest.mark.usefixtures("strict_dtypes")
+
 
 def assert_close(ours, theirs):
     ours, theirs = np.asarray(ours), np.asarray(theirs)
