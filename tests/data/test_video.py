@@ -127,6 +127,20 @@ def test_phone_videos_stand_upright(degrees, turns, tmp_path, decoder):
     assert clips.read_number(back) == clips.read_number(flat.frames[3]) == 16
 
 
+def test_frames_that_the_edit_list_cuts_are_not_shown(tmp_path, decoder):
+    path = clips.encode(tmp_path / "trimmed.mp4", options={"bf": "0"})
+    content = bytearray(path.read_bytes())
+    # elst: 4 bytes version and flags, 4 number of entries, then duration and the media time shown first, 32 bits each
+    at = content.index(b"elst") + 4
+    assert int.from_bytes(content[at + 4 : at + 8], "big") == 1
+    content[at + 12 : at + 16] = (20 * 1024).to_bytes(4, "big")  # frame 20, within a group of pictures
+    path.write_bytes(content)
+    clip = decoder.read(path, SMALL)
+    # 40 frames in 4 s, 8 shown, every 39/7 = 5.57th: 0, 6, 11, 17, 22, 28, 33, 39 after frame 20
+    assert numbers(clip) == [20, 26, 31, 37, 42, 48, 53, 59]
+    np.testing.assert_allclose(clip.times_s, np.array([0, 6, 11, 17, 22, 28, 33, 39]) / 10, atol=1e-9)
+
+
 def test_lost_key_frames_leave_what_can_be_decoded(tmp_path, decoder):
     whole, lost = clips.encode(tmp_path / "whole.mp4", options={"x264-params": "bframes=0:scenecut=0"}), []
     path = tmp_path / "lost.mp4"
@@ -177,6 +191,19 @@ def bad_file(kind, path):
             frame.sample_rate = 16_000
             container.mux(stream.encode(frame))
             container.mux(stream.encode(None))
+    elif kind == "audio with a cover":
+        bad_file("audio", path.with_suffix(".m4a"))
+        with av.open(str(path.with_suffix(".m4a"))) as source, av.open(str(path), "w") as target:
+            audio = target.add_stream_from_template(source.streams.audio[0])
+            cover = target.add_stream("mjpeg", rate=1)
+            cover.width, cover.height, cover.pix_fmt = clips.WIDTH, clips.HEIGHT, "yuvj420p"
+            cover.disposition = av.stream.Disposition.attached_pic
+            target.mux(cover.encode(av.VideoFrame.from_ndarray(clips.bars(3), "rgb24")))
+            target.mux(cover.encode(None))
+            for packet in source.demux(audio=0):
+                if packet.dts is not None:
+                    packet.stream = audio
+                    target.mux(packet)
     elif kind == "directory":
         path.mkdir()
     else:
@@ -191,6 +218,7 @@ BAD = {
     "picture": "holds 1 frame",
     "one frame": "holds 1 frame",
     "audio": "no video stream",
+    "audio with a cover": "no video stream",
     "missing": "no such video file",
     "directory": "no such video file",
 }
