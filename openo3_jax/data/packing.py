@@ -91,6 +91,12 @@ def bucket_for(
     return Bucket(rows=len(samples_per_row) if num_rows is None else num_rows, **sizes)
 
 
+def union(a: Bucket, b: Bucket) -> Bucket:
+    """The smallest bucket that holds what either holds."""
+    sizes = {field.name: max(getattr(a, field.name), getattr(b, field.name)) for field in dataclasses.fields(Bucket)}
+    return Bucket(**sizes)
+
+
 def make_batch(
     rows: Sequence[Row],
     bucket: Bucket,

@@ -1,0 +1,64 @@
+"""Where numbers of a run go: one JSON line per step, and a progress line on stderr."""
+
+import json
+import math
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+from rich import console, progress
+
+REPORT_EVERY_S = 10.0  # of plain lines, where stderr is not a terminal
+
+
+class JsonlWriter:
+    """Appends `{"step": .., name: value, ..}` lines; each is flushed, so a killed run loses none."""
+
+    def __init__(self, file: Path):
+        self._stream = file.open("a", encoding="utf-8")
+
+    def write(self, step: int, values: Mapping[str, float]) -> None:
+        finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
+        self._stream.write(json.dumps({"step": step, **finite}) + "\n")
+        self._stream.flush()
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class Progress:
+    """A bar with rate and time left on a terminal, else a plain line now and then. A context manager."""
+
+    def __init__(self, what: str, total: int):
+        self._what = what
+        self._total = total
+        self._console = console.Console(stderr=True)
+        columns = [
+            progress.TextColumn("{task.description}"),
+            progress.BarColumn(),
+            progress.MofNCompleteColumn(),
+            progress.TextColumn("{task.fields[note]}"),
+            progress.TimeElapsedColumn(),
+            progress.TimeRemainingColumn(),
+        ]
+        self._bar = progress.Progress(*columns, console=self._console, disable=not self._console.is_terminal)
+        self._task = self._bar.add_task(what, total=total, note="")
+        self._reported_s = -math.inf
+
+    def __enter__(self) -> "Progress":
+        self._started_s = time.monotonic()
+        self._bar.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bar.stop()
+
+    def update(self, done: int, note: str) -> None:
+        self._bar.update(self._task, completed=done, note=note)
+        now_s = time.monotonic()
+        is_due = now_s - self._reported_s >= REPORT_EVERY_S or done == self._total
+        if not self._console.is_terminal and is_due:
+            self._reported_s = now_s
+            left_s = (now_s - self._started_s) / done * (self._total - done)
+            line = f"{self._what}: {done}/{self._total} {note}, {left_s:.0f} s left"
+            self._console.print(line, highlight=False, soft_wrap=True)
