@@ -54,6 +54,7 @@ class RewardRules:
     repeats_once: bool = False  # an identical claim or time counts once
     key_frame_recall: bool = False  # think evidence is multiplied by the share of key frames cited
     compare_names: bool = False  # a claim meets only the objects of its own name
+    one_box_per_claim: bool = False  # of several boxes the first counts
     min_iou: float = 0.0  # a box that overlaps less scores 0
     one_bad_time_voids: bool = True  # one `<t>1.2.3</t>s` voids all times (released); False: only itself
 
@@ -108,6 +109,7 @@ HARDENED = RewardRules(
     repeats_once=True,
     key_frame_recall=True,
     compare_names=True,
+    one_box_per_claim=True,
     min_iou=0.3,
     one_bad_time_voids=False,
 )

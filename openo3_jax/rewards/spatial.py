@@ -61,7 +61,11 @@ def gather_evidence(prediction: Prediction, truth: Truth, rules: RewardRules) ->
 
     box_iou = geometry.box_iou(prediction.boxes[:, None], truth.gold_boxes)
     # best[claim, gold box] = max over the claim's boxes of IoU
-    best = jax.ops.segment_max(box_iou, _or_last(prediction.box_claim, num_claims), num_claims + 1)[:-1]
+    box_claim = prediction.box_claim
+    if rules.one_box_per_claim:
+        is_first = jnp.diff(box_claim, prepend=jnp.full(1, -1, box_claim.dtype)) != 0
+        box_claim = jnp.where(is_first, box_claim, -1)
+    best = jax.ops.segment_max(box_iou, _or_last(box_claim, num_claims), num_claims + 1)[:-1]
     best = _at_least(jnp.maximum(best, 0.0), rules.min_iou)
     # object[claim, object] = max or mean over the object's boxes
     box_object = _or_last(truth.gold_box_object, num_objects)

@@ -29,6 +29,8 @@ class Gold(NamedTuple):
     truth: Truth
     task: tasks.Task
     option: str  # the right option, as it should stand in the answer
+    area_px: float  # of the picture the model saw; nan where no term needs it
+    last_s: float  # the clip is at least this long
     word_ids: dict[str, int]
     name_ids: dict[str, int]
 
@@ -63,7 +65,7 @@ def read_record(record: Any, index: int, stemmer: Stemmer, sizes: SizeFinder | N
         record = {**record, **sizes(record)}
 
     option, words, span, box = "", [], None, None
-    frames = _NO_FRAMES
+    frames, size_hw = _NO_FRAMES, (math.nan, 1)
     match task:
         case tasks.GENERAL_MCQ:
             option = answer.strip()
@@ -73,10 +75,11 @@ def read_record(record: Any, index: int, stemmer: Stemmer, sizes: SizeFinder | N
         case tasks.TEMPORAL:
             span = _read_span(answer)
         case tasks.VISUAL:
-            from_hw, to_hw = (_read_size(record, where, field) for field in _SIZE_FIELDS[task])
-            box = _read_answer_box(answer, from_hw, to_hw)
+            from_hw, size_hw = (_read_size(record, where, field) for field in _SIZE_FIELDS[task])
+            box = _read_answer_box(answer, from_hw, size_hw)
         case tasks.TEMPORAL_SPATIAL:
-            frames = _read_frames(record, where, _read_size(record, where, "image_size"))
+            size_hw = _read_size(record, where, "image_size")
+            frames = _read_frames(record, where, size_hw)
     if task in (tasks.TEMPORAL_SPATIAL, tasks.GENERAL_FREE_FORM):
         words = stemmer.words(answer)
     word_ids: dict[str, int] = {}
@@ -98,7 +101,9 @@ def read_record(record: Any, index: int, stemmer: Stemmer, sizes: SizeFinder | N
         gold_boxes=frames.boxes,
         gold_box_object=frames.box_object,
     )
-    return Gold(truth, task, option, word_ids, name_ids)
+    duration_s = record.get("video_duration")
+    known_s = [time_s for time_s in (duration_s, *frames.times_s, *(span or ())) if _is_number(time_s)]
+    return Gold(truth, task, option, size_hw[0] * float(size_hw[1]), max(known_s, default=0.0), word_ids, name_ids)
 
 
 class _Frames(NamedTuple):

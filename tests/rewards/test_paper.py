@@ -130,6 +130,8 @@ FIELDS = {
     "recall of times": ({"key_frame_recall": True}, SPATIAL_RECORD, "<t>10</t>s", "thk_temporal_point", 1, 0.5),
     "compare_names": ({"compare_names": True}, SPATIAL_RECORD, claim("sofa", cases.CAT, 10), "thk_spatial", 1, 0),
     "names in any case": ({"compare_names": True}, SPATIAL_RECORD, claim(" CAT ", cases.CAT, 10), "thk_spatial", 1, 1),
+    "one_box_per_claim": ({"one_box_per_claim": True}, SPATIAL_RECORD, claim("cat", f"[0,0,1,1],{cases.CAT}", 10)
+                          + claim("cat", cases.CAT, 10), "thk_spatial", 1, (1 / 400 + 1) / 2),
     "min_iou": ({"min_iou": 0.3}, SPATIAL_RECORD, claim("cat", "[0,0,20,5]", 10), "thk_spatial", 0.25, 0),
     "one_bad_time_voids": (
         {"one_bad_time_voids": False}, cases.temporal_record(), "<t>15</t>s <t>..</t>s", "thk_temporal_segment", 0, 1,
@@ -202,7 +204,7 @@ def test_weights():
 
 
 def test_options_against_gaming_are_off_in_both_presets():
-    for field in ("malformed_in_denominator", "repeats_once", "key_frame_recall", "compare_names"):
+    for field in ("malformed_in_denominator", "repeats_once", "key_frame_recall", "compare_names", "one_box_per_claim"):
         assert not getattr(PAPER, field) and not getattr(RELEASED, field) and getattr(HARDENED, field)
 
 
