@@ -109,11 +109,14 @@ def load_image(
 ) -> types.Picture:
     """A still of min_pixels..max_pixels px, its sides multiples of 28 px.
 
-    Raises: InputError for what is not a picture or longer than 200 times its other side.
+    Raises: InputError, with the path if there is one, for what is not a picture or over 200 times as long as wide.
     """
     pixels = images.load_picture(source)
-    size_hw = images.smart_resize(*pixels.shape[:2], min_pixels=min_pixels, max_pixels=max_pixels)
-    return types.Picture(images.resize_picture(pixels, *size_hw)[None])
+    try:
+        height, width = images.smart_resize(*pixels.shape[:2], min_pixels=min_pixels, max_pixels=max_pixels)
+    except InputError as error:
+        raise InputError(f"{source}: {error}" if isinstance(source, str | os.PathLike) else str(error)) from None
+    return types.Picture(images.resize_picture(pixels, height, width)[None])
 
 
 def clip_items(clip: video.Video) -> list[Item]:

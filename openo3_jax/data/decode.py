@@ -19,6 +19,8 @@ Pixels = UInt8[np.ndarray, "height width 3"]
 
 # A container's average rate is believed when it agrees with its own time stamps to this share.
 _RATE_TOLERANCE = 0.01
+# PyAV raises IndexError for a packet of a stream that a transport stream introduces half way.
+_DEMUX_ERRORS = (av.error.FFmpegError, IndexError)
 
 
 class _Index(NamedTuple):
@@ -107,7 +109,7 @@ def _times(wanted: Int[np.ndarray, " frames"], index: _Index, config: VideoConfi
 @contextlib.contextmanager
 def _open(path: str, config: VideoConfig, name: str):
     """The container and its first real video stream, sizes checked; only local files are ever opened."""
-    with av.open(path, options={"protocol_whitelist": "file"}) as container:
+    with av.open(path, options={"protocol_whitelist": "file"}, metadata_errors="replace") as container:
         covers = av.stream.Disposition.attached_pic
         streams = [s for s in container.streams.video if not s.disposition & covers]
         if not streams:
@@ -138,7 +140,7 @@ def _read_index(path: str, config: VideoConfig, name: str) -> _Index:
                 if packet.size and not packet.is_discard:
                     whole &= packet.pts is not None and not packet.is_corrupt
                     packets.append((packet.pts, packet.is_keyframe, packet.duration))
-        except av.error.FFmpegError:
+        except _DEMUX_ERRORS:
             whole = False
         timed = sorted(p for p in packets if p[0] is not None)
         index = _Index(
@@ -154,8 +156,10 @@ def _read_index(path: str, config: VideoConfig, name: str) -> _Index:
 
 def _checked(index: _Index, name: str) -> _Index:
     """The index of a clip of at least two frames; the last one lasts as long as the one before if it does not say."""
+    if not index.pts:
+        raise InputError(f"{name}: no frame can be decoded; expected a whole video file such as mp4")
     if len(index.pts) < 2:
-        raise InputError(f"{name}: holds {len(index.pts)} frame(s); a video needs at least 2; pass a still as an image")
+        raise InputError(f"{name}: holds 1 frame; a video needs at least 2; pass a still as an image")
     return index if index.last_duration > 0 else index._replace(last_duration=index.pts[-1] - index.pts[-2])
 
 
@@ -229,7 +233,7 @@ def _shown(path: str, config: VideoConfig, name: str) -> Iterator[tuple[av.Video
         while True:
             try:
                 packet = next(packets)
-            except (StopIteration, av.error.FFmpegError):
+            except (StopIteration, *_DEMUX_ERRORS):
                 return
             try:
                 decoded = [] if packet.is_corrupt else packet.decode()

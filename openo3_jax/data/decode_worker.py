@@ -3,11 +3,11 @@
 It imports no jax: numpy, PyAV (or decord) and Pillow only. Run as `python -m openo3_jax.data.decode_worker`.
 """
 
+import io
 import json
 import os
 import queue
 import signal
-import sys
 import threading
 from typing import IO, Any
 
@@ -24,14 +24,16 @@ def main() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a codec library prints must not reach the answers
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()
-    threading.Thread(target=_receive, args=(sys.stdin.buffer, requests), daemon=True).start()
+    # Unbuffered: should a decode raise, Python could not close a buffer that this thread waits on, and would abort.
+    lines = open(0, "rb", buffering=0, closefd=False)  # noqa: SIM115 - open as long as the process lives
+    threading.Thread(target=_receive, args=(lines, requests), daemon=True).start()
     answers.write(b"ready\n")
     answers.flush()
     while True:
         _serve(requests.get(), answers)
 
 
-def _receive(lines: IO[bytes], requests: queue.SimpleQueue) -> None:
+def _receive(lines: io.FileIO, requests: queue.SimpleQueue) -> None:
     """Own thread, so that the end of the parent is noticed in the middle of a decode."""
     for line in lines:
         requests.put(json.loads(line))

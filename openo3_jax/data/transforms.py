@@ -95,10 +95,9 @@ def prepare_all(
 def _prepare_picture(
     record: annotations.Record, path: os.PathLike, stage: tasks.Stage, wording: prompts.Prompts
 ) -> Prepared:
-    pixels = images.load_picture(path)
-    picture = conversations.load_image(pixels, min_pixels=MIN_IMAGE_PIXELS, max_pixels=MAX_IMAGE_PIXELS)
+    picture = conversations.load_image(path, min_pixels=MIN_IMAGE_PIXELS, max_pixels=MAX_IMAGE_PIXELS)
     _, height, width, _ = picture.pixels.shape
-    old_size = list(record.get("image_size") or (pixels.shape[1], pixels.shape[0]))
+    old_size = list(record.get("image_size") or images.load_picture(path).shape[1::-1])
     scale = width / old_size[0], height / old_size[1]
     messages = _messages(record, [conversations.picture_item(picture)], stage, wording, scale)
     return Prepared(record, messages, old_size, [width, height], None)

@@ -20,10 +20,22 @@ def read_number(frame: np.ndarray) -> int:
     return int(sum(1 << bit for bit in range(8) if row[bit]))
 
 
-def encode(path, codec="libx264", *, pts=range(60), fps=10, options=None, gop=12, rotation=None, format=None):
+def encode(
+    path,
+    codec="libx264",
+    *,
+    pts=range(60),
+    fps=10,
+    options=None,
+    gop=12,
+    rotation=None,
+    format=None,
+    title="bars",
+):
     """Write frames 0, 1, .. shown at `pts` / fps seconds; `rotation` in degrees goes into the display matrix."""
     rate = Fraction(fps).limit_denominator(1001)
     with av.open(str(path), "w", format=format) as container:
+        container.metadata["title"] = title
         stream = container.add_stream(codec, rate=rate, options=options or {})
         stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
         stream.codec_context.gop_size = gop

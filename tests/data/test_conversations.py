@@ -99,6 +99,13 @@ def test_images_keep_within_the_given_area():
     assert shape(message["content"]) == [(1, 112, 112, 3)]
 
 
+def test_a_very_long_image_is_named(tmp_path):
+    path = tmp_path / "strip.png"
+    Image.fromarray(np.zeros((2, 402, 3), np.uint8)).save(path)
+    with pytest.raises(InputError, match=r"strip.png: picture of 2x402 px"):
+        load(user({"type": "image", "image": path}))
+
+
 TEXT = {"type": "text", "text": "a"}
 BAD = {
     "empty": ([], "conversation: got an empty list"),

@@ -158,6 +158,14 @@ def test_lost_key_frames_leave_what_can_be_decoded(tmp_path, decoder):
     assert numbers(clip)[0] == 0
 
 
+def test_titles_in_old_encodings_do_no_harm(tmp_path, decoder):
+    path = clips.encode(tmp_path / "a.mkv", title="Cafe Ole")
+    content = path.read_bytes()
+    assert content.count(b"Cafe Ole") == 1
+    path.write_bytes(content.replace(b"Cafe Ole", "Café Olé".encode("latin-1")))
+    assert numbers(decoder.read(path, SMALL)) == SIXTY
+
+
 def test_a_cut_tail_leaves_true_times(tmp_path, decoder):
     content = clips.encode(tmp_path / "a.ts", format="mpegts").read_bytes()
     path = tmp_path / "cut.ts"
