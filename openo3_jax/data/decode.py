@@ -107,7 +107,7 @@ def _times(wanted: Int[np.ndarray, " frames"], index: _Index, config: VideoConfi
 
 
 @contextlib.contextmanager
-def _open(path: str, config: VideoConfig, name: str):
+def _open(path: str, config: VideoConfig, name: str) -> Iterator[tuple[av.container.InputContainer, av.VideoStream]]:
     """The container and its first real video stream, sizes checked; only local files are ever opened."""
     with av.open(path, options={"protocol_whitelist": "file"}, metadata_errors="replace") as container:
         covers = av.stream.Disposition.attached_pic
@@ -142,7 +142,7 @@ def _read_index(path: str, config: VideoConfig, name: str) -> _Index:
                     packets.append((packet.pts, packet.is_keyframe, packet.duration))
         except _DEMUX_ERRORS:
             whole = False
-        timed = sorted(p for p in packets if p[0] is not None)
+        timed = sorted((p for p in packets if p[0] is not None), key=lambda packet: packet[0])
         index = _Index(
             sorted({pts for pts, _, _ in timed}),
             sorted({pts for pts, is_key, _ in timed if is_key}),
