@@ -6,10 +6,10 @@ from jaxtyping import Array, Bool, Float, Int
 
 from openo3_jax import tasks
 from openo3_jax.rewards.arrays import Prediction, Truth
-from openo3_jax.rewards.rules import RewardRules
+from openo3_jax.rewards.rules import RuleNumbers
 
 
-def ans_acc(prediction: Prediction, truth: Truth, rules: RewardRules) -> Float[Array, ""]:
+def ans_acc(prediction: Prediction, truth: Truth, rules: RuleNumbers) -> Float[Array, ""]:
     """1 or 0 for options, ROUGE for free text, 0 for the tasks whose answer is a span or a box.
 
     Source: src/r1-v/src/open_r1/reward_func.py:17-84.
@@ -28,20 +28,22 @@ def option_match(options: Int[Array, "4"]) -> Bool[Array, ""]:
 
 
 def rouge(
-    words: Int[Array, " words"], num_words: Int[Array, ""], gold: Int[Array, " gold_words"], rules: RewardRules
+    words: Int[Array, " words"], num_words: Int[Array, ""], gold: Int[Array, " gold_words"], rules: RuleNumbers
 ) -> Float[Array, ""]:
-    """Mean of the F1 of ROUGE-1, ROUGE-2 and ROUGE-L, or one of them; words are codes, gold < 0 is padding.
+    """F1 of ROUGE-1, ROUGE-2 and ROUGE-L, weighted as in `rouge_weights`; words are codes, gold < 0 is padding.
 
     `num_words` counts the reply's words, in the vocabulary (code >= 0) or not. 0 where a side is empty.
     Source: src/r1-v/src/open_r1/reward_func.py:60-80; rouge_score 0.1.2, rouge_scorer.py.
     """
     num_gold = (gold >= 0).sum(dtype=jnp.int32)
-    scores = {
-        "rouge1": _f1(ngram_overlap(words, gold), num_words, num_gold),
-        "rouge2": _f1(ngram_overlap(_pairs(words), _pairs(gold)), num_words - 1, num_gold - 1),
-        "rougeL": _f1(common_subsequence(words, gold), num_words, num_gold),
-    }
-    return sum(scores.values()) / 3 if rules.rouge == "mean" else scores[rules.rouge]
+    scores = jnp.stack(
+        [
+            _f1(ngram_overlap(words, gold), num_words, num_gold),
+            _f1(ngram_overlap(_pairs(words), _pairs(gold)), num_words - 1, num_gold - 1),
+            _f1(common_subsequence(words, gold), num_words, num_gold),
+        ]
+    )
+    return (rules.rouge_weights * scores).sum()
 
 
 def ngram_overlap(codes: Int[Array, " words"], gold: Int[Array, " gold_words"]) -> Int[Array, ""]:

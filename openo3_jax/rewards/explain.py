@@ -1,6 +1,5 @@
 """Why a completion scored what it did: every claim, time, span, box and option, in words."""
 
-import functools
 from collections.abc import Sequence
 
 import jax
@@ -10,12 +9,12 @@ from openo3_jax import geometry, tags, tasks
 from openo3_jax.rewards import score, spatial, temporal
 from openo3_jax.rewards.arrays import Prediction, Rows
 from openo3_jax.rewards.parse import Parsed
-from openo3_jax.rewards.rules import RewardRules
+from openo3_jax.rewards.rules import RewardRules, RuleNumbers
 from openo3_jax.rewards.truth import Gold
 
 
-@functools.partial(jax.jit, static_argnames="rules")
-def _evidence(rows: Rows, rules: RewardRules) -> spatial.Evidence:
+@jax.jit
+def _evidence(rows: Rows, rules: RuleNumbers) -> spatial.Evidence:
     return jax.vmap(lambda row: spatial.gather_evidence(row.prediction, row.truth, rules))(rows)
 
 
@@ -24,8 +23,8 @@ def explain(parsed: Parsed, completions: Sequence[str], rules: RewardRules) -> l
     lines: list[list[str]] = [[] for _ in completions]
     for bucket in parsed.buckets():
         with score.double_precision():
-            found = jax.tree.map(np.asarray, _evidence(bucket.rows, rules))
-            sigmas = np.asarray(temporal.sigma_s(bucket.rows.progress, rules))
+            found = jax.tree.map(np.asarray, _evidence(bucket.rows, rules.numbers()))
+            sigmas = np.asarray(temporal.sigma_s(bucket.rows.progress, rules.numbers()))
         for row, place in enumerate(bucket.places):
             evidence = spatial.Evidence(*(field[row] for field in found))
             prediction, gold = parsed.predictions[place], parsed.golds[place]

@@ -5,10 +5,10 @@ from jaxtyping import Array, Float
 
 from openo3_jax import tasks
 from openo3_jax.rewards.arrays import Prediction, Truth
-from openo3_jax.rewards.rules import RewardRules
+from openo3_jax.rewards.rules import RuleNumbers
 
 
-def format_score(prediction: Prediction, truth: Truth, rules: RewardRules) -> Float[Array, ""]:
+def format_score(prediction: Prediction, truth: Truth, rules: RuleNumbers) -> Float[Array, ""]:
     """0 without a think and an answer or with unbalanced tags; 1 with the evidence the task asks for; else 0.5.
 
     Evidence: nothing for the general tasks, two `<t>` in think for the temporal ones, an object with its box and,
@@ -21,12 +21,9 @@ def format_score(prediction: Prediction, truth: Truth, rules: RewardRules) -> Fl
     is_temporal = (truth.task == tasks.TASKS.index(tasks.TEMPORAL)) | (
         truth.task == tasks.TASKS.index(tasks.TEMPORAL_MCQ)
     )
-    if rules.format_evidence == "adjacent":
-        box_evidence = jnp.where(is_visual, prediction.adjacent_box, prediction.adjacent_claim)
-    else:
-        box_evidence = prediction.has_each_tag
-    if rules.format_one_word_object:
-        box_evidence |= is_visual & prediction.one_word_object
+    adjacent = jnp.where(is_visual, prediction.adjacent_box, prediction.adjacent_claim)
+    box_evidence = jnp.where(rules.format_adjacent, adjacent, prediction.has_each_tag)
+    box_evidence |= rules.format_one_word_object & is_visual & prediction.one_word_object
     has_evidence = jnp.where(is_spatial, box_evidence, ~is_temporal | (prediction.num_time_tags >= 2))
     well_formed = prediction.has_think & prediction.has_answer & prediction.balanced
     return jnp.where(well_formed, jnp.where(has_evidence, 1.0, 0.5), 0.0)

@@ -1,7 +1,6 @@
 """Terms -> reward: which apply, their weighted sum, and advantages within a group."""
 
 import dataclasses
-import functools
 from typing import Literal, NamedTuple
 
 import jax
@@ -12,7 +11,7 @@ from openo3_jax import tasks
 from openo3_jax.errors import InputError
 from openo3_jax.rewards import answer, format, spatial, temporal
 from openo3_jax.rewards.arrays import Rows, Truth
-from openo3_jax.rewards.rules import TERMS, RewardRules
+from openo3_jax.rewards.rules import TERMS, RuleNumbers
 from openo3_jax.types import Array
 
 
@@ -24,17 +23,18 @@ class Scores(NamedTuple):
     total: Float[Array, "*rows"]
 
 
-@functools.partial(jax.jit, static_argnames="rules")
-def score_rows(rows: Rows, rules: RewardRules) -> Scores:
+@jax.jit
+def score_rows(rows: Rows, rules: RuleNumbers) -> Scores:
     """Every term of every row, float32; call it under `jax.enable_x64`, times need float64 before the gate.
 
-    Rows do not see each other: any order, any mix of tasks, any sharding of the leading dimension.
+    Rows do not see each other: any order, any mix of tasks, any sharding of the leading dimension. Rules are data:
+    other rules, the same program.
     """
     scores = jax.vmap(lambda row: score_row(row, rules))(rows)
     return Scores(scores.terms.astype(jnp.float32), scores.applies, scores.total.astype(jnp.float32))
 
 
-def score_row(row: Rows, rules: RewardRules) -> Scores:
+def score_row(row: Rows, rules: RuleNumbers) -> Scores:
     """The seven terms of one row and their sum.
 
     Source: arXiv:2510.20579, section 3.3; src/r1-v/src/open_r1/trainer/grpo_trainer.py:639-658.
@@ -52,17 +52,16 @@ def score_row(row: Rows, rules: RewardRules) -> Scores:
     }
     applies = term_applies(truth, evidence, rules)
     terms = jnp.where(applies, jnp.stack([values[term] for term in TERMS]), 0.0)
-    weights = jnp.array(rules.weight_table())[truth.task]
-    return Scores(terms, applies, (weights * terms).sum())
+    return Scores(terms, applies, (jnp.asarray(rules.weights)[truth.task] * terms).sum())
 
 
-def term_applies(truth: Truth, evidence: spatial.Evidence, rules: RewardRules) -> Bool[Array, " terms"]:
+def term_applies(truth: Truth, evidence: spatial.Evidence, rules: RuleNumbers) -> Bool[Array, " terms"]:
     """Which terms mean something: the task has them, and the ground truth they need is well formed."""
     is_task = {task: truth.task == index for index, task in enumerate(tasks.TASKS)}
     is_spatial, is_visual = is_task[tasks.TEMPORAL_SPATIAL], is_task[tasks.VISUAL]
     is_temporal = is_task[tasks.TEMPORAL] | is_task[tasks.TEMPORAL_MCQ]
     annotated = truth.has_frames & truth.has_items & ~spatial.cites_unannotated(evidence, truth)
-    spans = is_task[tasks.TEMPORAL] if rules.temporal_mcq_terms == "letter" else is_temporal
+    spans = is_task[tasks.TEMPORAL] | (is_task[tasks.TEMPORAL_MCQ] & rules.temporal_mcq_tiou)
     applies = {
         "ans_acc": ~is_visual & ~is_task[tasks.TEMPORAL],
         "ans_tiou": spans & truth.has_span,
@@ -70,7 +69,7 @@ def term_applies(truth: Truth, evidence: spatial.Evidence, rules: RewardRules) -
         "thk_temporal_point": is_spatial & truth.has_frames,
         "thk_temporal_segment": is_temporal & truth.has_span,
         "thk_spatial": (is_spatial & annotated) | (is_visual & truth.has_box & rules.visual_thk_spatial),
-        "format": jnp.bool_(True),
+        "format": jnp.ones_like(is_visual),
     }
     return jnp.stack([applies[term] for term in TERMS])
 

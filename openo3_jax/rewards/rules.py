@@ -5,6 +5,9 @@ import math
 from collections.abc import Iterable
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
+from jaxtyping import Array, Bool, Float
+
 from openo3_jax import tasks
 from openo3_jax.errors import InputError
 
@@ -82,14 +85,62 @@ class RewardRules:
             if not math.isfinite(weight.weight):
                 raise InputError(f"rules: weight of {weight.term} is {weight.weight}; expected a finite number")
 
-    def weight_table(self) -> list[list[float]]:
-        """Factors by task and term, in the order of `tasks.TASKS` and `TERMS`."""
-        table = [[1.0] * len(TERMS) for _ in tasks.TASKS]
+    def numbers(self) -> "RuleNumbers":
+        """The same rules as arrays."""
+        weights = np.ones((len(tasks.TASKS), len(TERMS)))
         for term, task, weight in self.weights:
-            for row, name in enumerate(tasks.TASKS):
-                if task in ("*", name):
-                    table[row][TERMS.index(term)] = weight
-        return table
+            weights[[task in ("*", name) for name in tasks.TASKS], TERMS.index(term)] = weight
+        kinds = ("rouge1", "rouge2", "rougeL")
+        return RuleNumbers(
+            gate_both_sides=np.bool_(self.gate == "both_sides"),
+            gate_s=np.float64(self.gate_s),
+            gate_first=np.bool_(self.match == "gate_then_nearest"),
+            object_mean=np.bool_(self.box_overlap == "object_mean"),
+            per_time=np.bool_(self.claim_denominator == "times"),
+            visual_thk_spatial=np.bool_(self.visual_thk_spatial),
+            temporal_mcq_tiou=np.bool_(self.temporal_mcq_terms == "letter_and_tiou"),
+            rouge_weights=np.array([1 / 3] * 3 if self.rouge == "mean" else [kind == self.rouge for kind in kinds])
+            * 1.0,
+            sigma_start_s=np.float64(self.sigma_start_s),
+            sigma_end_s=np.float64(self.sigma_end_s),
+            sigma_end_progress=np.float64(self.sigma_end_progress),
+            format_adjacent=np.bool_(self.format_evidence == "adjacent"),
+            format_one_word_object=np.bool_(self.format_one_word_object),
+            malformed_in_denominator=np.bool_(self.malformed_in_denominator),
+            repeats_once=np.bool_(self.repeats_once),
+            key_frame_recall=np.bool_(self.key_frame_recall),
+            compare_names=np.bool_(self.compare_names),
+            one_box_per_claim=np.bool_(self.one_box_per_claim),
+            min_iou=np.float64(self.min_iou),
+            one_bad_time_voids=np.bool_(self.one_bad_time_voids),
+            weights=weights,
+        )
+
+
+class RuleNumbers(NamedTuple):
+    """`RewardRules` as data of the scoring program: one compiled program serves every rule set."""
+
+    gate_both_sides: Bool[Array, ""]
+    gate_s: Float[Array, ""]
+    gate_first: Bool[Array, ""]
+    object_mean: Bool[Array, ""]
+    per_time: Bool[Array, ""]
+    visual_thk_spatial: Bool[Array, ""]
+    temporal_mcq_tiou: Bool[Array, ""]
+    rouge_weights: Float[Array, "3"]  # of ROUGE-1, ROUGE-2, ROUGE-L
+    sigma_start_s: Float[Array, ""]
+    sigma_end_s: Float[Array, ""]
+    sigma_end_progress: Float[Array, ""]
+    format_adjacent: Bool[Array, ""]
+    format_one_word_object: Bool[Array, ""]
+    malformed_in_denominator: Bool[Array, ""]
+    repeats_once: Bool[Array, ""]
+    key_frame_recall: Bool[Array, ""]
+    compare_names: Bool[Array, ""]
+    one_box_per_claim: Bool[Array, ""]
+    min_iou: Float[Array, ""]
+    one_bad_time_voids: Bool[Array, ""]
+    weights: Float[Array, "tasks terms"]
 
 
 PAPER = RewardRules()

@@ -54,7 +54,7 @@ def score_buckets(buckets: Sequence[Bucket], num_rows: int, rules: RewardRules) 
     applies = np.zeros((num_rows, len(TERMS)), bool)
     total = np.zeros(num_rows, np.float32)
     with double_precision():
-        scored = [rubric.score_rows(bucket.rows, rules) for bucket in buckets]
+        scored = [rubric.score_rows(bucket.rows, rules.numbers()) for bucket in buckets]
     for bucket, scores in zip(buckets, scored, strict=True):
         real = len(bucket.places)
         terms[bucket.places] = np.asarray(scores.terms)[:real]

@@ -9,7 +9,7 @@ from jaxtyping import Array, Bool, Float, Int
 from openo3_jax import geometry, tasks
 from openo3_jax.rewards import temporal
 from openo3_jax.rewards.arrays import Prediction, Truth
-from openo3_jax.rewards.rules import RewardRules
+from openo3_jax.rewards.rules import RuleNumbers
 
 
 class Evidence(NamedTuple):
@@ -30,7 +30,7 @@ def ans_viou(prediction: Prediction, truth: Truth) -> Float[Array, ""]:
     return geometry.box_iou(prediction.answer_box, truth.answer_box)
 
 
-def thk_spatial(prediction: Prediction, truth: Truth, evidence: Evidence, rules: RewardRules) -> Float[Array, ""]:
+def thk_spatial(prediction: Prediction, truth: Truth, evidence: Evidence, rules: RuleNumbers) -> Float[Array, ""]:
     """Mean of what the claims in think earn; for visual QA, the best box in think (`visual_thk_spatial`).
 
     0 unless both think and answer are there.
@@ -39,17 +39,16 @@ def thk_spatial(prediction: Prediction, truth: Truth, evidence: Evidence, rules:
     counted = counted_claims(prediction, rules)
     # r = sum over claims of v / number of times or claims
     score = jnp.where(counted, evidence.iou, 0.0).sum() / jnp.maximum(num_claims(prediction, rules), 1)
-    if rules.key_frame_recall:
-        frames = jnp.arange(len(truth.frame_valid), dtype=jnp.int32)
-        is_cited = (evidence.cited[:, None] & (evidence.frame[:, None] == frames)).any(0)
-        score *= is_cited.sum(dtype=float) / jnp.maximum(truth.frame_valid.sum(dtype=float), 1)
-    if rules.visual_thk_spatial:
-        best = _at_least(geometry.box_iou(prediction.boxes, truth.answer_box), rules.min_iou).max()
-        score = jnp.where(truth.task == tasks.TASKS.index(tasks.VISUAL), best, score)
+    frames = jnp.arange(len(truth.frame_valid), dtype=jnp.int32)
+    is_cited = (evidence.cited[:, None] & (evidence.frame[:, None] == frames)).any(0)
+    recall = is_cited.sum(dtype=float) / jnp.maximum(truth.frame_valid.sum(dtype=float), 1)
+    score *= jnp.where(rules.key_frame_recall, recall, 1.0)
+    best = _at_least(geometry.box_iou(prediction.boxes, truth.answer_box), rules).max()
+    score = jnp.where(truth.task == tasks.TASKS.index(tasks.VISUAL), best, score)
     return jnp.where(prediction.has_think & prediction.has_answer, score, 0.0)
 
 
-def gather_evidence(prediction: Prediction, truth: Truth, rules: RewardRules) -> Evidence:
+def gather_evidence(prediction: Prediction, truth: Truth, rules: RuleNumbers) -> Evidence:
     """Match every claim to a key frame, and its boxes to that frame's objects.
 
     An object without boxes, and a frame without objects, earn 0.
@@ -62,22 +61,19 @@ def gather_evidence(prediction: Prediction, truth: Truth, rules: RewardRules) ->
     box_iou = geometry.box_iou(prediction.boxes[:, None], truth.gold_boxes)
     # best[claim, gold box] = max over the claim's boxes of IoU
     box_claim = prediction.box_claim
-    if rules.one_box_per_claim:
-        is_first = jnp.diff(box_claim, prepend=jnp.full(1, -1, box_claim.dtype)) != 0
-        box_claim = jnp.where(is_first, box_claim, -1)
+    is_first = jnp.diff(box_claim, prepend=jnp.full(1, -1, box_claim.dtype)) != 0
+    box_claim = jnp.where(rules.one_box_per_claim & ~is_first, -1, box_claim)
     best = jax.ops.segment_max(box_iou, _or_last(box_claim, num_claims), num_claims + 1)[:-1]
-    best = _at_least(jnp.maximum(best, 0.0), rules.min_iou)
+    best = _at_least(jnp.maximum(best, 0.0), rules)
     # object[claim, object] = max or mean over the object's boxes
     box_object = _or_last(truth.gold_box_object, num_objects)
-    if rules.box_overlap == "best_pair":
-        overlap = jnp.maximum(jax.ops.segment_max(best.T, box_object, num_objects + 1)[:-1].T, 0.0)
-    else:
-        count = jax.ops.segment_sum(jnp.ones(len(box_object)), box_object, num_objects + 1)[:-1]
-        overlap = jax.ops.segment_sum(best.T, box_object, num_objects + 1)[:-1].T / jnp.maximum(count, 1.0)
+    largest = jnp.maximum(jax.ops.segment_max(best.T, box_object, num_objects + 1)[:-1].T, 0.0)
+    count = jax.ops.segment_sum(jnp.ones(len(box_object)), box_object, num_objects + 1)[:-1]
+    mean = jax.ops.segment_sum(best.T, box_object, num_objects + 1)[:-1].T / jnp.maximum(count, 1.0)
+    overlap = jnp.where(rules.object_mean, mean, largest)
     # v[claim] = 1[gate] max over the objects of its frame
     shown = (truth.object_frame >= 0) & (truth.object_frame == frame[:, None])
-    if rules.compare_names:
-        shown &= truth.object_names == prediction.claim_names[:, None]
+    shown &= ~rules.compare_names | (truth.object_names == prediction.claim_names[:, None])
     iou = jnp.where(shown & cited[:, None], overlap, 0.0).max(1)
     return Evidence(frame, delta_s, cited, box_iou, iou)
 
@@ -86,7 +82,7 @@ def match_frames(
     times_s: Float[Array, " claims"],
     frame_times_s: Float[Array, " frames"],
     frame_valid: Bool[Array, " frames"],
-    rules: RewardRules,
+    rules: RuleNumbers,
 ) -> tuple[Int[Array, " claims"], Float[Array, " claims"], Bool[Array, " claims"]]:
     """The key frame of each cited time (the first of several at one distance), cited minus its time, and the gate.
 
@@ -96,11 +92,10 @@ def match_frames(
     """
     delta_s = times_s[:, None] - frame_times_s  # [claims frames]
     inside = temporal.within_gate(delta_s, rules) & frame_valid
-    candidates = inside if rules.match == "gate_then_nearest" else jnp.broadcast_to(frame_valid, inside.shape)
+    candidates = jnp.where(rules.gate_first, inside, frame_valid)
     frame = jnp.where(candidates, jnp.abs(delta_s), jnp.inf).argmin(1).astype(jnp.int32)
     passes = jnp.take_along_axis(inside, frame[:, None], 1)[:, 0]
-    if rules.match == "gate_then_nearest":
-        passes &= frame_times_s[frame] != -1.0
+    passes &= ~rules.gate_first | (frame_times_s[frame] != -1.0)
     return frame, jnp.take_along_axis(delta_s, frame[:, None], 1)[:, 0], passes
 
 
@@ -109,31 +104,29 @@ def cites_unannotated(evidence: Evidence, truth: Truth) -> Bool[Array, ""]:
     return (evidence.cited & ~truth.frame_has_items[evidence.frame]).any()
 
 
-def counted_claims(prediction: Prediction, rules: RewardRules) -> Bool[Array, " claims"]:
+def counted_claims(prediction: Prediction, rules: RuleNumbers) -> Bool[Array, " claims"]:
     """Claims that may earn something: well formed, and with `repeats_once` the first of its kind."""
-    return prediction.claim_valid & ~prediction.claim_repeats if rules.repeats_once else prediction.claim_valid
+    return prediction.claim_valid & ~(rules.repeats_once & prediction.claim_repeats)
 
 
-def num_claims(prediction: Prediction, rules: RewardRules) -> Float[Array, ""]:
+def num_claims(prediction: Prediction, rules: RuleNumbers) -> Float[Array, ""]:
     """What thk_spatial is divided by: the parsable times in think, or the claims.
 
     With `repeats_once` repeated times or claims are left out; with `malformed_in_denominator` it is at least the
     number of `<obj>` (less the repeated claims).
     """
-    is_repeat = prediction.claim_valid & prediction.claim_repeats
-    repeats = is_repeat.sum(dtype=float) if rules.repeats_once else 0.0
-    if rules.claim_denominator == "times":
-        is_time = prediction.time_valid & ~jnp.isnan(prediction.times_s)
-        number = is_time.sum(dtype=float) + prediction.odd_time_claims.astype(float) - repeats
-    else:
-        number = counted_claims(prediction, rules).sum(dtype=float)
-    if rules.malformed_in_denominator:
-        number = jnp.maximum(number, prediction.num_objects.astype(float) - repeats)
-    return number
+    is_repeat = rules.repeats_once & prediction.claim_valid & prediction.claim_repeats
+    repeats = is_repeat.sum(dtype=float)
+    is_time = prediction.time_valid & ~jnp.isnan(prediction.times_s)
+    times = is_time.sum(dtype=float) + prediction.odd_time_claims.astype(float)
+    claims = prediction.claim_valid.sum(dtype=float)
+    number = jnp.where(rules.per_time, times, claims) - repeats
+    attempts = prediction.num_objects.astype(float) - repeats
+    return jnp.where(rules.malformed_in_denominator, jnp.maximum(number, attempts), number)
 
 
-def _at_least(iou: Float[Array, "*boxes"], min_iou: float) -> Float[Array, "*boxes"]:
-    return jnp.where(iou >= min_iou, iou, 0.0)
+def _at_least(iou: Float[Array, "*boxes"], rules: RuleNumbers) -> Float[Array, "*boxes"]:
+    return jnp.where(iou >= rules.min_iou, iou, 0.0)
 
 
 def _or_last(segment: Int[Array, " entries"], last: int) -> Int[Array, " entries"]:

@@ -5,7 +5,7 @@ from jaxtyping import Array, Bool, Float
 
 from openo3_jax import geometry
 from openo3_jax.rewards.arrays import Prediction, Truth
-from openo3_jax.rewards.rules import RewardRules
+from openo3_jax.rewards.rules import RuleNumbers
 
 
 def ans_tiou(prediction: Prediction, truth: Truth) -> Float[Array, ""]:
@@ -16,7 +16,7 @@ def ans_tiou(prediction: Prediction, truth: Truth) -> Float[Array, ""]:
     return geometry.span_iou(prediction.span_s, truth.span_s)
 
 
-def thk_temporal_segment(prediction: Prediction, truth: Truth, rules: RewardRules) -> Float[Array, ""]:
+def thk_temporal_segment(prediction: Prediction, truth: Truth, rules: RuleNumbers) -> Float[Array, ""]:
     """Share of the times in think that lie in the true span, ends included; 0 without a time.
 
     Source: src/r1-v/src/open_r1/reward_func.py:388-426.
@@ -28,7 +28,7 @@ def thk_temporal_segment(prediction: Prediction, truth: Truth, rules: RewardRule
 
 
 def thk_temporal_point(
-    prediction: Prediction, truth: Truth, progress: Float[Array, ""], rules: RewardRules
+    prediction: Prediction, truth: Truth, progress: Float[Array, ""], rules: RuleNumbers
 ) -> Float[Array, ""]:
     """Mean proximity in [0, 1] of the times in think to their nearest key frames; 0 without a time.
 
@@ -39,13 +39,12 @@ def thk_temporal_point(
     delta_s = prediction.times_s[:, None] - truth.frame_times_s  # [times frames]
     distance_s = jnp.where(truth.frame_valid, jnp.abs(delta_s), jnp.inf).min(1)
     score = _mean(proximity(distance_s, sigma_s(progress, rules)), counted)
-    if rules.key_frame_recall:
-        cited = counted[:, None] & within_gate(delta_s, rules) & truth.frame_valid
-        score *= cited.any(0).sum(dtype=float) / jnp.maximum(truth.frame_valid.sum(dtype=float), 1)
-    return score
+    cited = counted[:, None] & within_gate(delta_s, rules) & truth.frame_valid
+    recall = cited.any(0).sum(dtype=float) / jnp.maximum(truth.frame_valid.sum(dtype=float), 1)
+    return score * jnp.where(rules.key_frame_recall, recall, 1.0)
 
 
-def sigma_s(progress: Float[Array, "*rows"], rules: RewardRules) -> Float[Array, "*rows"]:
+def sigma_s(progress: Float[Array, "*rows"], rules: RuleNumbers) -> Float[Array, "*rows"]:
     """Width of the proximity: narrows in a straight line as training goes on, then stays.
 
     Source: src/r1-v/src/open_r1/reward_func.py:440-446.
@@ -61,24 +60,20 @@ def proximity(distance_s: Float[Array, "*times"], sigma_s: Float[Array, "*#times
     return jnp.exp(-((distance_s / sigma_s) ** 2) / 2)
 
 
-def within_gate(delta_s: Float[Array, "*pairs"], rules: RewardRules) -> Bool[Array, "*pairs"]:
+def within_gate(delta_s: Float[Array, "*pairs"], rules: RuleNumbers) -> Bool[Array, "*pairs"]:
     """Whether a cited time may be compared with a key frame; `delta_s` is cited minus annotated.
 
     Source: arXiv:2510.20579, Eq. 5 (both sides); src/r1-v/src/open_r1/reward_func.py:552-560 (early only).
     """
-    if rules.gate == "both_sides":
-        return jnp.abs(delta_s) <= rules.gate_s
-    return -delta_s < rules.gate_s
+    return jnp.where(rules.gate_both_sides, jnp.abs(delta_s) <= rules.gate_s, -delta_s < rules.gate_s)
 
 
-def _counted(prediction: Prediction, rules: RewardRules) -> Bool[Array, " times"]:
+def _counted(prediction: Prediction, rules: RuleNumbers) -> Bool[Array, " times"]:
     """Times that enter a mean: none if one of them is no number, or all that are."""
     is_number = ~jnp.isnan(prediction.times_s)
-    if rules.one_bad_time_voids:
-        counted = prediction.time_valid & (is_number | ~prediction.time_valid).all()
-    else:
-        counted = prediction.time_valid & is_number
-    return counted & ~prediction.time_repeats if rules.repeats_once else counted
+    is_void = rules.one_bad_time_voids & (prediction.time_valid & ~is_number).any()
+    is_repeat = rules.repeats_once & prediction.time_repeats
+    return prediction.time_valid & is_number & ~is_void & ~is_repeat
 
 
 def _mean(values: Float[Array, " times"], counted: Bool[Array, " times"]) -> Float[Array, ""]:

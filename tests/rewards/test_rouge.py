@@ -1,7 +1,5 @@
 """ROUGE on arrays against `rouge_score` on text."""
 
-import functools
-
 import jax
 import numpy as np
 import pytest
@@ -36,7 +34,7 @@ WORDS = st.sampled_from(
 TEXTS = st.lists(WORDS, max_size=24).map(" ".join)
 
 
-@functools.partial(jax.jit, static_argnums=1)
+@jax.jit
 def _all_kinds(rows, under):
     prediction, truth, _ = rows
     return jax.vmap(lambda p, t: answer.rouge(p.words, p.num_words, t.words, under))(prediction, truth)
@@ -47,7 +45,7 @@ def ours(pairs: list[tuple[str, str]], kind: str) -> np.ndarray:
     texts = [f"<answer>{reply}</answer>" for _, reply in pairs]
     (bucket,) = parse.parse(records, texts).buckets()
     with score.double_precision():
-        found = _all_kinds(bucket.rows, rules.RewardRules(rouge=kind))
+        found = _all_kinds(bucket.rows, rules.RewardRules(rouge=kind).numbers())
     return np.asarray(found)[np.argsort(bucket.places)]
 
 
