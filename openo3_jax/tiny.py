@@ -29,10 +29,10 @@ def tiny_config(ids: tiny_tokenizer.TokenIds, *, hidden_size: int = 128, layers:
             rope_theta=10_000.0,
         ),
         vision=VisionConfig(
-            depth=3,
+            depth=2,
             hidden_size=64,
             intermediate_size=128,
-            num_heads=4,
+            num_heads=2,
             out_hidden_size=hidden_size,
             fullatt_block_indexes=(1,),
         ),

@@ -60,15 +60,15 @@ class VisionBatch:
     """The pictures of each row, one after the other in `patches`, and where attention finds them.
 
     `window_patches[r, w]` lists the patches of window w, `window_slots[r, p]` says where patch p sits in the
-    flattened `[windows * window_patches]`; likewise for frames. Both directions are given so that forward and
-    backward are gathers. -1 is padding everywhere.
+    flattened `[windows * window_size]`; likewise for frames, whose arrays are flattened one after the other. Both
+    directions are given so that forward and backward are gathers. -1 is padding everywhere.
     """
 
     patches: Float[Array, "rows patches patch_dim"]
     patch_hw: Int[Array, "rows patches 2"]  # row and column of the patch within its frame, for 2-D RoPE
     window_patches: Int[Array, "rows windows window_size"]
     window_slots: Int[Array, "rows patches"]
-    frame_patches: Int[Array, "rows frames frame_size"]
+    frame_patches: tuple[Int[Array, "rows _frames _frame_size"], ...]  # one array per size of frame
     frame_slots: Int[Array, "rows patches"]
 
 

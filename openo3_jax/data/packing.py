@@ -1,7 +1,8 @@
 """Samples -> Batch: several samples to a row, rows padded to one of a few static shapes."""
 
+import collections
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
@@ -14,23 +15,28 @@ from openo3_jax.errors import InputError
 
 LossOn = Literal["assistant", "released"]  # the assistant's tokens, or every token but the image placeholder
 Row = Sequence[types.Sample]
+Ints = Int[np.ndarray, "..."]
 
 MERGE_UNIT = 4  # patches that become one visual token in every Qwen2.5-VL
 
 # Smallest step between two sizes of each field of a Bucket.
-_STEPS = {"seq": 128, "patches": 64, "windows": 8, "frames": 2, "frame_size": 16, "targets": 32}
+_STEPS = {"seq": 128, "patches": 64, "windows": 8, "targets": 32}
+_FRAME_STEPS = {"size": 16, "count": 2}
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Bucket:
-    """The static shape of a Batch; one program is compiled for each. `frame_size` is in patches."""
+    """The static shape of a Batch; one program is compiled for each.
+
+    `frames`: how many frames of up to how many patches a row may hold, {size: count}; pictures of different sizes
+    do not pay for the largest.
+    """
 
     rows: int
     seq: int
     patches: int
     windows: int
-    frames: int
-    frame_size: int
+    frames: Mapping[int, int]
     targets: int
 
     def __post_init__(self):
@@ -82,19 +88,26 @@ def bucket_for(
 ) -> Bucket:
     """The smallest bucket that holds these rows; `num_rows`: of a larger batch, the rest being padding.
 
-    Each size is rounded up to a multiple of a step: 128 tokens, 64 patches, 8 windows, 2 frames, 16 patches a
-    frame, 32 targets, and from 4 steps on the largest power of two that is at most a quarter of the size. So
+    Each size is rounded up to a multiple of a step: 128 tokens, 64 patches, 8 windows, 2 frames of a size, 16
+    patches a frame, 32 targets, and from 4 steps on the largest power of two that is at most a quarter of the size. So
     there are four sizes to each doubling, and less than a quarter is padding. 0 stays 0.
     """
-    needs = [_needs(row, windows.patch_layout(_grids(row), vision), loss_on, image_token_id) for row in samples_per_row]
+    layouts = [windows.patch_layout(_grids(row), vision) for row in samples_per_row]
+    needs = [_needs(row, layout, loss_on, image_token_id) for row, layout in zip(samples_per_row, layouts, strict=True)]
     sizes = {field: _round_up(max((need[field] for need in needs), default=0), step) for field, step in _STEPS.items()}
-    return Bucket(rows=len(samples_per_row) if num_rows is None else num_rows, **sizes)
+    frames: dict[int, int] = {}
+    for layout in layouts:
+        classes = collections.Counter(_round_up(int(size), _FRAME_STEPS["size"]) for size in _frame_sizes(layout))
+        for size, count in classes.items():
+            frames[size] = max(frames.get(size, 0), _round_up(count, _FRAME_STEPS["count"]))
+    return Bucket(rows=len(samples_per_row) if num_rows is None else num_rows, frames=frames, **sizes)
 
 
 def union(a: Bucket, b: Bucket) -> Bucket:
     """The smallest bucket that holds what either holds."""
-    sizes = {field.name: max(getattr(a, field.name), getattr(b, field.name)) for field in dataclasses.fields(Bucket)}
-    return Bucket(**sizes)
+    sizes = {field: max(getattr(a, field), getattr(b, field)) for field in ("rows", *_STEPS)}
+    frames = {size: max(a.frames.get(size, 0), b.frames.get(size, 0)) for size in {*a.frames, *b.frames}}
+    return Bucket(**sizes, frames=frames)
 
 
 def make_batch(
@@ -128,7 +141,7 @@ def make_batch(
                 )
         _fill_text(batch, index, row, loss_on, config.image_token_id)
         if layout.num_frames:
-            _fill_vision(batch.vision, index, row, layout)
+            _fill_vision(batch.vision, index, row, layout, bucket)
     return batch
 
 
@@ -148,10 +161,31 @@ def _needs(row: Row, layout: windows.PatchLayout, loss_on: LossOn, image_token_i
         "seq": sum(len(sample.tokens) for sample in row),
         "patches": sum(len(sample.patches) for sample in row),
         "windows": layout.num_windows,
-        "frames": layout.num_frames,
-        "frame_size": int(layout.frame_rank.max(initial=-1)) + 1,
         "targets": sum(int(_is_target(sample, loss_on, image_token_id).sum()) for sample in row),
     }
+
+
+def _frame_sizes(layout: windows.PatchLayout) -> Int[np.ndarray, " frames"]:
+    """Patches of each frame of the row."""
+    return np.bincount(layout.frame, minlength=layout.num_frames)
+
+
+def _place_frames(layout: windows.PatchLayout, bucket: Bucket, index: int) -> tuple[Ints, Ints]:
+    """For each frame of row `index` the size class that takes it and its place in it: the tightest with room."""
+    sizes = _frame_sizes(layout)
+    classes = sorted(bucket.frames)
+    used = dict.fromkeys(classes, 0)
+    chosen, place = np.zeros(len(sizes), np.int64), np.zeros(len(sizes), np.int64)
+    for frame in np.argsort(-sizes, kind="stable"):
+        fits = [size for size in classes if size >= sizes[frame] and used[size] < bucket.frames[size]]
+        if not fits:
+            raise InputError(
+                f"row {index}: no place for a frame of {sizes[frame]} patches in the bucket's frames "
+                f"{dict(bucket.frames)} (size: count); use a larger bucket, or fewer or smaller frames"
+            )
+        chosen[frame], place[frame] = classes.index(fits[0]), used[fits[0]]
+        used[fits[0]] += 1
+    return chosen, place
 
 
 def _round_up(size: int, step: int) -> int:
@@ -161,10 +195,10 @@ def _round_up(size: int, step: int) -> int:
 
 
 def _empty_batch(bucket: Bucket, vision: config_lib.VisionConfig, pad_id: int) -> types.Batch:
-    def missing(*shape: int) -> Int[np.ndarray, "..."]:
+    def missing(*shape: int) -> Ints:
         return np.full((bucket.rows, *shape), -1, np.int32)
 
-    def zeros(*shape: int) -> Int[np.ndarray, "..."]:
+    def zeros(*shape: int) -> Ints:
         return np.zeros((bucket.rows, *shape), np.int32)
 
     return types.Batch(
@@ -181,7 +215,7 @@ def _empty_batch(bucket: Bucket, vision: config_lib.VisionConfig, pad_id: int) -
             patch_hw=zeros(bucket.patches, 2),
             window_patches=missing(bucket.windows, vision.window_patches),
             window_slots=missing(bucket.patches),
-            frame_patches=missing(bucket.frames, bucket.frame_size),
+            frame_patches=tuple(missing(count, size) for size, count in sorted(bucket.frames.items())),
             frame_slots=missing(bucket.patches),
         ),
     )
@@ -209,11 +243,18 @@ def _fill_text(batch: types.Batch, index: int, row: Row, loss_on: LossOn, image_
         start = stop
 
 
-def _fill_vision(vision: types.VisionBatch, index: int, row: Row, layout: windows.PatchLayout) -> None:
+def _fill_vision(vision: types.VisionBatch, index: int, row: Row, layout: windows.PatchLayout, bucket: Bucket) -> None:
     number = np.arange(len(layout.hw))
     vision.patches[index, : len(number)] = np.concatenate([sample.patches for sample in row])
     vision.patch_hw[index, : len(number)] = layout.hw
     vision.window_patches[index, layout.window, layout.window_rank] = number
     vision.window_slots[index, : len(number)] = layout.window * vision.window_patches.shape[-1] + layout.window_rank
-    vision.frame_patches[index, layout.frame, layout.frame_rank] = number
-    vision.frame_slots[index, : len(number)] = layout.frame * vision.frame_patches.shape[-1] + layout.frame_rank
+    chosen, place = _place_frames(layout, bucket, index)
+    start = 0
+    for number_of_class, frames in enumerate(vision.frame_patches):
+        count, size = frames.shape[1:]
+        mine = np.flatnonzero(chosen[layout.frame] == number_of_class)
+        at, rank = place[layout.frame[mine]], layout.frame_rank[mine]
+        frames[index, at, rank] = mine
+        vision.frame_slots[index, mine] = start + at * size + rank
+        start += count * size

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import VisionConfig
@@ -18,6 +18,7 @@ from openo3_jax.models import attention, layers, rope
 from openo3_jax.types import Array, VisionBatch
 
 NORM_EPS = 1e-6
+SCORES_AT_ONCE = 2**24  # attention scores that exist at a time: 64 MiB in float32
 
 
 @jax.custom_vjp
@@ -68,19 +69,38 @@ class VisionAttention(nnx.Module):
         out = jax.lax.cond(
             is_full,
             lambda qkv: self._within(qkv, vision.frame_patches, vision.frame_slots),
-            lambda qkv: self._within(qkv, vision.window_patches, vision.window_slots),
+            lambda qkv: self._within(qkv, (vision.window_patches,), vision.window_slots),
             qkv,
         )
         return self.proj(out)
 
-    def _within(self, qkv, groups: Int[Array, "rows groups size"], slots: Int[Array, "rows patches"]):
-        rows, num_groups, size = groups.shape
-        index = groups.reshape(rows, num_groups * size)
-        grouped = rearrange(qkv, index, slots).reshape(rows * num_groups, size, 3, self.num_heads, -1)
-        is_patch = attention.Slots(segments=(index >= 0).astype(jnp.int32).reshape(rows * num_groups, size))
-        q, k, v = grouped[:, :, 0], grouped[:, :, 1], grouped[:, :, 2]
-        out = attention.attention(q, k, v, is_patch, causal=False)
-        return rearrange(out.reshape(rows, num_groups * size, -1), slots, index)
+    def _within(self, qkv, groups: tuple[Int[Array, "rows _groups _size"], ...], slots: Int[Array, "rows patches"]):
+        """Attention inside each group; all groups of one array have one size."""
+        index = jnp.concatenate([group.reshape(group.shape[0], -1) for group in groups], axis=1)
+        moved = rearrange(qkv, index, slots)
+        ends = np.cumsum([group.shape[1] * group.shape[2] for group in groups])[:-1]
+        parts = [
+            self._attend(part.reshape(*group.shape, 3, self.num_heads, -1), group >= 0)
+            for part, group in zip(jnp.split(moved, ends, axis=1), groups, strict=True)
+        ]
+        return rearrange(jnp.concatenate(parts, axis=1), slots, index)
+
+    def _attend(
+        self, qkv: Float[Array, "rows groups size 3 heads head_dim"], is_patch: Bool[Array, "rows groups size"]
+    ) -> Float[Array, "rows slots dim"]:
+        """A few groups at a time, their scores computed again in the backward pass, so that few exist at once."""
+        rows, num_groups, size = is_patch.shape
+
+        @jax.checkpoint
+        def attend(part: tuple[Array, Array]) -> Array:
+            qkv, is_patch = part  # of one group: [rows, size, 3, heads, head_dim], [rows, size]
+            q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
+            return attention.attention(q, k, v, attention.Slots(is_patch.astype(jnp.int32)), causal=False)
+
+        at_once = max(1, SCORES_AT_ONCE // (rows * self.num_heads * size**2))
+        by_group = jnp.moveaxis(qkv, 1, 0), jnp.moveaxis(is_patch, 1, 0)
+        out = jax.lax.map(attend, by_group, batch_size=min(at_once, num_groups))
+        return jnp.moveaxis(out, 0, 1).reshape(rows, num_groups * size, -1)
 
 
 class VisionBlock(nnx.Module):

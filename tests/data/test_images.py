@@ -82,9 +82,7 @@ def test_load_picture_modes(tmp_path):
     rgba = Image.new("RGBA", (2, 1), (10, 20, 30, 255))
     rgba.putpixel((1, 0), (10, 20, 30, 0))
     rgba.save(tmp_path / "rgba.png")
-    np.testing.assert_array_equal(
-        images.load_picture(tmp_path / "rgba.png"), [[[10, 20, 30], [255, 255, 255]]]
-    )
+    np.testing.assert_array_equal(images.load_picture(tmp_path / "rgba.png"), [[[10, 20, 30], [255, 255, 255]]])
     grey = Image.new("L", (3, 2), 77)
     np.testing.assert_array_equal(images.load_picture(grey), np.full((2, 3, 3), 77))
     array = np.arange(12, dtype=np.uint8).reshape(2, 2, 3)

@@ -40,7 +40,7 @@ def text_sample(length: int) -> types.Sample:
     return make_sample([5] * length)
 
 
-SMALL = packing.Bucket(rows=2, seq=10, patches=16, windows=3, frames=3, frame_size=10, targets=6)
+SMALL = packing.Bucket(rows=2, seq=10, patches=16, windows=3, frames={4: 1, 10: 2}, targets=6)
 
 
 def test_batch_by_hand():
@@ -78,9 +78,12 @@ def test_batch_by_hand():
     none = [-1] * 64
     assert vision.window_patches[0].tolist() == [[*range(8), *none[8:]], [8, 9, 10, 11, *none[4:]], none]
     assert vision.window_slots[0].tolist() == [*range(8), 64, 65, 66, 67, -1, -1, -1, -1]
-    assert vision.frame_patches[0].tolist() == [[*range(8), -1, -1], [8, 9, 10, 11] + [-1] * 6, [-1] * 10]
-    assert vision.frame_slots[0].tolist() == [*range(8), 10, 11, 12, 13, -1, -1, -1, -1]
-    for array in (vision.window_patches, vision.window_slots, vision.frame_patches, vision.frame_slots):
+    # The frame of 4 patches goes into the class of size 4, whose 4 slots come first, that of 8 into the class of 10.
+    small, large = vision.frame_patches
+    assert small[0].tolist() == [[8, 9, 10, 11]]
+    assert large[0].tolist() == [[*range(8), -1, -1], [-1] * 10]
+    assert vision.frame_slots[0].tolist() == [*range(4, 12), 0, 1, 2, 3, -1, -1, -1, -1]
+    for array in (vision.window_patches, vision.window_slots, small, large, vision.frame_slots):
         assert (array[1] == -1).all() and array.dtype == np.int32
     assert not vision.patches[1].any() and vision.patches.dtype == np.float32
 
@@ -95,7 +98,7 @@ def test_released_loss_is_on_all_text():
 
 def test_no_pictures_at_all():
     bucket = packing.bucket_for([[text_sample(3)]], CONFIG.vision, num_rows=2)
-    assert bucket == packing.Bucket(rows=2, seq=128, patches=0, windows=0, frames=0, frame_size=0, targets=0)
+    assert bucket == packing.Bucket(rows=2, seq=128, patches=0, windows=0, frames={}, targets=0)
     batch = packing.make_batch([[text_sample(3)]], bucket, CONFIG)
     assert batch.vision.patches.shape == (2, 0, 1176)
     assert batch.vision.window_patches.shape == (2, 0, 64)
@@ -128,7 +131,8 @@ def test_invariants(seed):
     vision = batch.vision
     for r, row in enumerate(rows):
         num_patches = sum(len(sample.patches) for sample in row)
-        for slots, lists in ((vision.window_slots, vision.window_patches), (vision.frame_slots, vision.frame_patches)):
+        frames = np.concatenate([of_size.reshape(len(rows), -1) for of_size in vision.frame_patches], axis=1)
+        for slots, lists in ((vision.window_slots, vision.window_patches), (vision.frame_slots, frames)):
             # Both directions are each other's inverse, and together they hold every patch once.
             flat = lists[r].ravel()
             np.testing.assert_array_equal(flat[slots[r, :num_patches]], np.arange(num_patches))
@@ -191,8 +195,8 @@ def test_bucket_takes_the_largest_row():
         [make_sample([1, types.VisionGrid(9, 2, 20), 2])],
     ]
     bucket = packing.bucket_for(rows, CONFIG.vision)
-    # 360 patches, 9 * 3 windows, 9 frames of 40 patches at most, 1 target.
-    assert bucket == packing.Bucket(rows=2, seq=128, patches=384, windows=32, frames=10, frame_size=48, targets=32)
+    # 360 patches, 9 * 3 windows, 2 frames of 24 patches, 9 of 40, 1 target.
+    assert bucket == packing.Bucket(rows=2, seq=128, patches=384, windows=32, frames={32: 2, 48: 10}, targets=32)
     assert bucket.visual == 96
     released = packing.bucket_for(rows, CONFIG.vision, loss_on="released")
     assert released == bucket  # 2 and 1 text targets, still 32
@@ -202,8 +206,6 @@ SHORTAGES = {  # field: (too small a size, what row 0 needs)
     "seq": (7, 8),
     "patches": (8, 12),
     "windows": (1, 2),
-    "frames": (1, 2),
-    "frame_size": (7, 8),
     "targets": (2, 3),
 }
 
@@ -212,10 +214,27 @@ SHORTAGES = {  # field: (too small a size, what row 0 needs)
 def test_rows_beyond_the_bucket_are_refused(field):
     size, need = SHORTAGES[field]
     row = [make_sample([1, types.VisionGrid(1, 2, 4), 100, 101]), make_sample([2, types.VisionGrid(1, 2, 2), 102])]
-    fits = packing.Bucket(rows=1, seq=8, patches=12, windows=2, frames=2, frame_size=8, targets=3)
+    fits = packing.Bucket(rows=1, seq=8, patches=12, windows=2, frames={8: 2}, targets=3)
     packing.make_batch([row], fits, CONFIG)
     short = dataclasses.replace(fits, **{field: size})
     with pytest.raises(InputError, match=f"row 0: {field}={need}, {need - size} more than the bucket's {size}"):
         packing.make_batch([row], short, CONFIG)
     with pytest.raises(InputError, match="2 rows, 1 more"):
         packing.make_batch([row, []], fits, CONFIG)
+
+
+def test_frames_without_a_place_are_refused():
+    """Frames of 8 and 4 patches: a larger class may take the smaller frame, never the other way round."""
+    row = [make_sample([1, types.VisionGrid(1, 2, 4), 100, 101]), make_sample([2, types.VisionGrid(1, 2, 2), 102])]
+    room = {"rows": 1, "seq": 8, "patches": 12, "windows": 2, "targets": 3}
+    packing.make_batch([row], packing.Bucket(frames={8: 2}, **room), CONFIG)
+    for frames, homeless in (({8: 1}, 4), ({4: 2}, 8), ({7: 2}, 8)):
+        with pytest.raises(InputError, match=f"row 0: no place for a frame of {homeless} patches"):
+            packing.make_batch([row], packing.Bucket(frames=frames, **room), CONFIG)
+
+
+def test_union_holds_what_either_holds():
+    a = packing.Bucket(rows=2, seq=128, patches=64, windows=8, frames={32: 2, 48: 10}, targets=32)
+    b = packing.Bucket(rows=1, seq=256, patches=32, windows=16, frames={48: 4, 64: 2}, targets=32)
+    expected = packing.Bucket(rows=2, seq=256, patches=64, windows=16, frames={32: 2, 48: 10, 64: 2}, targets=32)
+    assert packing.union(a, b) == packing.union(b, a) == expected
