@@ -15,6 +15,7 @@ Box = tuple[float, float, float, float]  # x1, y1, x2, y2
 Number = float | int
 
 THINK, ANSWER, OBJ, BOX, TIME = ("think", "answer", "obj", "box", "t")
+_JSON = json.JSONDecoder()
 _CLAIM_TO_BOX = "</obj><box>["
 _BOX_TO_TIME = "]</box>at<t>"
 
@@ -154,7 +155,8 @@ def parse_times(text: str) -> list[float | None]:
 
 def is_plain_number(text: str) -> bool:
     """Only digits and points, as `parse_times` wants them."""
-    return all(character == "." or character.isdecimal() for character in text)
+    digits = text.replace(".", "")
+    return not digits or digits.isdecimal()
 
 
 def parse_span(text: str) -> Span | None:
@@ -278,10 +280,14 @@ def box_from_json(value: object) -> Box | None:
     """
     if not isinstance(value, list) or len(value) != 4:
         return None
-    numbers = [math.nan if item is None else _to_float(item) for item in value]
-    if any(number is None for number in numbers):
-        return None
-    return (numbers[0], numbers[1], numbers[2], numbers[3])
+    try:
+        x1, y1, x2, y2 = map(float, value)
+    except (TypeError, ValueError, OverflowError):  # a null, a word, a list, an integer beyond 1e308
+        numbers = [math.nan if item is None else _to_float(item) for item in value]
+        if any(number is None for number in numbers):
+            return None
+        x1, y1, x2, y2 = numbers
+    return (x1, y1, x2, y2)
 
 
 def _bracketed(text: str, opening: str, closing: str) -> Iterator[str]:
@@ -298,11 +304,12 @@ def _bracketed(text: str, opening: str, closing: str) -> Iterator[str]:
 
 
 def _from_json(text: str) -> list | None:
-    """The list that `text`, which begins with a bracket, holds; None if it is not JSON."""
+    """The list that `text`, which begins and ends with a bracket, holds; None if it is not JSON."""
     try:
-        return json.loads(text)
+        value, end = _JSON.raw_decode(text)
     except (ValueError, RecursionError):  # RecursionError: thousands of opening brackets
         return None
+    return value if end == len(text) else None
 
 
 def _to_float(value: object) -> float | None:

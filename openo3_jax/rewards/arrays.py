@@ -41,13 +41,15 @@ class Prediction(NamedTuple):
 
 
 class Truth(NamedTuple):
-    """One record's ground truth, or with leading `rows` a batch. Boxes are xyxy px of what the model saw."""
+    """One record's ground truth, or with leading `rows` a batch, in the units of the record."""
 
     task: Int[Array, "*rows"]  # index into `tasks.TASKS`
     words: Int[Array, "*rows gold_words"]
     span_s: Float[Array, "*rows 2"]
     has_span: Bool[Array, "*rows"]
-    answer_box: Float[Array, "*rows 4"]
+    answer_box: Float[Array, "*rows 4"]  # px of the original picture
+    original_hw: Float[Array, "*rows 2"]  # of that picture, px
+    size_hw: Float[Array, "*rows 2"]  # of what the model saw, px
     has_box: Bool[Array, "*rows"]
     frame_times_s: Float[Array, "*rows frames"]
     frame_valid: Bool[Array, "*rows frames"]
@@ -56,7 +58,7 @@ class Truth(NamedTuple):
     has_items: Bool[Array, "*rows"]  # every box is four finite numbers
     object_frame: Int[Array, "*rows objects"]  # key frame that shows the object; -1: padding
     object_names: Int[Array, "*rows objects"]
-    gold_boxes: Float[Array, "*rows gold_boxes 4"]
+    gold_boxes: Float[Array, "*rows gold_boxes 4"]  # fractions of the frame
     gold_box_object: Int[Array, "*rows gold_boxes"]  # -1: padding
 
 
@@ -110,6 +112,8 @@ _TRUTH = Truth(
     span_s=_Column(2, np.nan, _FLOAT),
     has_span=_Column(None, False, _BOOL),
     answer_box=_Column(4, np.nan, _FLOAT),
+    original_hw=_Column(2, 1, _FLOAT),
+    size_hw=_Column(2, 1, _FLOAT),
     has_box=_Column(None, False, _BOOL),
     frame_times_s=_Column("frames", np.nan, _FLOAT),
     frame_valid=_Column("frames", False, _BOOL),
@@ -144,54 +148,71 @@ def make_buckets(
     A shape depends on the number of rows (rounded up to a power of two) and on the widest level, never on contents,
     so one long answer costs a small bucket of its own instead of widening the batch.
     """
-    members: dict[tuple[int, int], list[int]] = {}
-    truth_levels = {id(truth): _level(_TRUTH, TRUTH_SIZES, truth) for truth in truths}
-    for place, (prediction, truth) in enumerate(zip(predictions, truths, strict=True)):
-        key = (_level(_PREDICTION, PREDICTION_SIZES, prediction), truth_levels[id(truth)])
-        members.setdefault(key, []).append(place)
+    prediction_columns, truth_columns = list(zip(*predictions, strict=True)), list(zip(*truths, strict=True))
+    levels = np.stack(
+        [
+            _levels(_PREDICTION, PREDICTION_SIZES, prediction_columns, len(truths)),
+            _levels(_TRUTH, TRUTH_SIZES, truth_columns, len(truths)),
+        ]
+    )
     buckets = []
-    for (wide, tall), places in sorted(members.items()):
+    for wide, tall in np.unique(levels, axis=1).T:
+        places = np.flatnonzero((levels[0] == wide) & (levels[1] == tall))
         num_rows = max(_FEWEST_ROWS, 1 << (len(places) - 1).bit_length())
         rows = Rows(
-            Prediction(*_stack(_PREDICTION, _sizes(PREDICTION_SIZES, wide), predictions, places, num_rows)),
-            Truth(*_stack(_TRUTH, _sizes(TRUTH_SIZES, tall), truths, places, num_rows)),
+            Prediction(*_stack(_PREDICTION, _sizes(PREDICTION_SIZES, wide), prediction_columns, places, num_rows)),
+            Truth(*_stack(_TRUTH, _sizes(TRUTH_SIZES, tall), truth_columns, places, num_rows)),
             np.zeros(num_rows),
         )
         rows.progress[: len(places)] = progress[places]
-        buckets.append(Bucket(np.asarray(places), rows))
+        buckets.append(Bucket(places, rows))
     return buckets
 
 
 def _sizes(base: dict[str, int], level: int) -> dict[str, int]:
-    return {name: size * _GROWTH**level for name, size in base.items()}
+    return {name: size * _GROWTH ** int(level) for name, size in base.items()}
 
 
-def _level(columns: Sequence[_Column], base: dict[str, int], row: Sequence[Any]) -> int:
-    """The smallest level whose sizes hold the row."""
-    level = 0
-    for column, values in zip(columns, row, strict=True):
+def _levels(
+    columns: Sequence[_Column], base: dict[str, int], values: Sequence[Sequence[Any]], num_rows: int
+) -> Int[np.ndarray, " rows"]:
+    """For each row the smallest level whose sizes hold it."""
+    levels = np.zeros(num_rows, np.int64)
+    for column, entries in zip(columns, values, strict=False):  # no values at all for an empty batch
         if isinstance(column.size, str):
-            while len(values) > base[column.size] * _GROWTH**level:
-                level += 1
-    return level
+            sizes = base[column.size] * _GROWTH ** np.arange(16)
+            levels = np.maximum(levels, np.searchsorted(sizes, _lengths(entries)))
+    return levels
+
+
+def _lengths(entries: Sequence[Any]) -> Int[np.ndarray, " rows"]:
+    return np.fromiter(map(len, entries), np.int64, len(entries))
 
 
 def _stack(
-    columns: Sequence[_Column], sizes: dict[str, int], rows: Sequence[Any], places: list[int], num_rows: int
+    columns: Sequence[_Column],
+    sizes: dict[str, int],
+    values: Sequence[Sequence[Any]],
+    places: Int[np.ndarray, " real"],
+    num_rows: int,
 ) -> list[np.ndarray]:
-    """One padded array per field, `[num_rows, size]` or `[num_rows, size, width]`."""
+    """One padded array per field, `[num_rows, size]` or `[num_rows, size, width]`, of the rows at `places`."""
     stacked = []
-    for field, column in enumerate(columns):
-        values = [rows[place][field] for place in places]
+    for column, entries in zip(columns, values, strict=True):
+        if len(places) < len(entries):
+            entries = [entries[place] for place in places]
         if column.size is None:
             out = np.full(num_rows, column.fill, column.dtype)
-            out[: len(places)] = values
+            out[: len(places)] = entries
             stacked.append(out)
             continue
         size = column.size if isinstance(column.size, int) else sizes[column.size]
         out = np.full((num_rows, size) + (column.width,) * (column.width > 1), column.fill, column.dtype)
-        lengths = np.fromiter(map(len, values), np.int64, len(values))
-        flat = np.array(list(chain.from_iterable(values)), column.dtype)
-        out[: len(places)][np.arange(size) < lengths[:, None]] = flat.reshape(-1, *out.shape[2:])
+        flat = np.array(list(chain.from_iterable(entries)), column.dtype)
+        if isinstance(column.size, int):
+            out[: len(places)] = flat.reshape(-1, size)
+        else:
+            filled = np.arange(size) < _lengths(entries)[:, None]
+            out[: len(places)][filled] = flat.reshape(-1, *out.shape[2:])
         stacked.append(out)
     return stacked

@@ -54,11 +54,13 @@ def _answer_lines(text: str, prediction: Prediction, gold: Gold) -> list[str]:
             iou = float(geometry.span_iou(np.array(span), np.array(gold.truth.span_s)))
             lines.append(f"span: {span.start_s:g} to {span.end_s:g} s, expected {expected}, IoU {iou:.3f}")
     if gold.truth.has_box:
+        sizes = np.array([gold.truth.original_hw, gold.truth.size_hw])
+        expected = geometry.resize_boxes(np.array(gold.truth.answer_box, np.float64), *sizes)
         named = {"answer": [prediction.answer_box], "think": prediction.boxes}
         for place, boxes in named.items():
             for box in boxes:
-                iou = _iou(box, gold.truth.answer_box)
-                lines.append(f"box in {place}: {_box(box)} px, expected {_box(gold.truth.answer_box)}, IoU {iou:.3f}")
+                iou = _iou(box, expected)
+                lines.append(f"box in {place}: {_box(box)} px, expected {_box(expected)}, IoU {iou:.3f}")
     if gold.task in (tasks.TEMPORAL_SPATIAL, tasks.GENERAL_FREE_FORM):
         known = sum(word >= 0 for word in prediction.words)
         lines.append(f"ROUGE: {prediction.num_words} words, {known} of them in the {len(gold.truth.words)} expected")
@@ -130,10 +132,10 @@ def _gate(rules: RewardRules) -> str:
     return f"|dt| <= {rules.gate_s:g} s" if rules.gate == "both_sides" else f"-dt < {rules.gate_s:g} s"
 
 
-def _iou(box: Sequence[float], gold: Sequence[float]) -> float:
+def _iou(box: Sequence[float], gold: np.ndarray) -> float:
     with np.errstate(all="ignore"):  # boxes of a model may be infinite
-        return float(geometry.box_iou(np.array(box), np.array(gold)))
+        return float(geometry.box_iou(np.array(box), gold))
 
 
-def _box(box: Sequence[float]) -> str:
+def _box(box: Sequence[float] | np.ndarray) -> str:
     return "none" if np.isnan(box).any() else "[" + ", ".join(f"{value:g}" for value in box) + "]"

@@ -27,7 +27,7 @@ def ans_viou(prediction: Prediction, truth: Truth) -> Float[Array, ""]:
 
     Source: src/r1-v/src/open_r1/reward_func.py:184-237.
     """
-    return geometry.box_iou(prediction.answer_box, truth.answer_box)
+    return geometry.box_iou(prediction.answer_box, _seen_box(truth))
 
 
 def thk_spatial(prediction: Prediction, truth: Truth, evidence: Evidence, rules: RuleNumbers) -> Float[Array, ""]:
@@ -43,7 +43,7 @@ def thk_spatial(prediction: Prediction, truth: Truth, evidence: Evidence, rules:
     is_cited = (evidence.cited[:, None] & (evidence.frame[:, None] == frames)).any(0)
     recall = is_cited.sum(dtype=float) / jnp.maximum(truth.frame_valid.sum(dtype=float), 1)
     score *= jnp.where(rules.key_frame_recall, recall, 1.0)
-    best = _at_least(geometry.box_iou(prediction.boxes, truth.answer_box), rules).max()
+    best = _at_least(geometry.box_iou(prediction.boxes, _seen_box(truth)), rules).max()
     score = jnp.where(truth.task == tasks.TASKS.index(tasks.VISUAL), best, score)
     return jnp.where(prediction.has_think & prediction.has_answer, score, 0.0)
 
@@ -58,7 +58,7 @@ def gather_evidence(prediction: Prediction, truth: Truth, rules: RuleNumbers) ->
     cited = passes & prediction.claim_valid
     num_claims, num_objects = len(prediction.claim_names), len(truth.object_names)
 
-    box_iou = geometry.box_iou(prediction.boxes[:, None], truth.gold_boxes)
+    box_iou = geometry.box_iou(prediction.boxes[:, None], geometry.boxes_to_px(truth.gold_boxes, truth.size_hw))
     # best[claim, gold box] = max over the claim's boxes of IoU
     box_claim = prediction.box_claim
     is_first = jnp.diff(box_claim, prepend=jnp.full(1, -1, box_claim.dtype)) != 0
@@ -123,6 +123,11 @@ def num_claims(prediction: Prediction, rules: RuleNumbers) -> Float[Array, ""]:
     number = jnp.where(rules.per_time, times, claims) - repeats
     attempts = prediction.num_objects.astype(float) - repeats
     return jnp.where(rules.malformed_in_denominator, jnp.maximum(number, attempts), number)
+
+
+def _seen_box(truth: Truth) -> Float[Array, "4"]:
+    """The answer's box in px of what the model saw. Source: src/r1-v/src/open_r1/reward_func.py:349-354."""
+    return geometry.resize_boxes(truth.answer_box, truth.original_hw, truth.size_hw)
 
 
 def _at_least(iou: Float[Array, "*boxes"], rules: RuleNumbers) -> Float[Array, "*boxes"]:
