@@ -1,0 +1,280 @@
+"""`openo3 VERB ...`: parse, call, print. Results go to stdout, everything else to stderr; heavy imports wait.
+
+Exit codes: 0 done, 2 the user's mistake, 3 a stated claim did not hold, 130 interrupted.
+"""
+
+import logging
+import os
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+from tyro.conf import Positional, UseAppendAction, arg
+
+from openo3_jax import recipes
+from openo3_jax.config import SFTConfig, VideoConfig
+from openo3_jax.errors import InputError
+
+Flat = arg(name="")  # fields of a nested dataclass as flags of their own
+Verbs = Mapping[str, Any]  # a word -> a function, or the words that may follow it
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one verb; returns the exit code. Usage errors leave through SystemExit(2), as `--help` does with 0."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    _quiet_libraries()
+    try:
+        function, prog, rest = _find(words)
+        return tyro.cli(function, prog=prog, args=rest) or 0
+    except InputError as error:
+        return _fail(str(error))
+    except BrokenPipeError:  # the reader of stdout left; nothing is flushed into the void at exit
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except OSError as error:
+        if error.filename is None:
+            raise
+        return _fail(f"{error.filename}: {error.strerror}")
+    except KeyboardInterrupt:
+        return _fail("interrupted", code=130)
+    return 1
+
+
+def _find(words: list[str]) -> tuple[Callable[..., int | None], str, list[str]]:
+    """The function that the first words name, the program's name with them, and the words that are left."""
+    verbs: Any = VERBS
+    prog = "openo3"
+    while isinstance(verbs, Mapping):
+        word = words[0] if words else "--help"
+        if word in ("-h", "--help"):
+            print(_help(prog, verbs))
+            raise SystemExit(0)
+        if word not in verbs:
+            raise InputError(f"unknown verb {word!r}; expected {prog} with one of {', '.join(verbs)}")
+        verbs, prog, words = verbs[word], f"{prog} {word}", words[1:]
+    return verbs, prog, words
+
+
+def _help(prog: str, verbs: Verbs) -> str:
+    def summary(verb: Any) -> str:
+        return " | ".join(verb) if isinstance(verb, Mapping) else verb.__doc__.partition("\n")[0]
+
+    lines = [f"  {word:<11} {summary(verb)}" for word, verb in verbs.items()]
+    return "\n".join([f"usage: {prog} {{{','.join(verbs)}}} ...", "", *lines, "", f"{prog} VERB --help tells more."])
+
+
+def _fail(message: str, code: int = 2) -> int:
+    print(f"openo3: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _quiet_libraries() -> None:
+    """What libraries warn about is not for the one who runs a verb; set before they are imported."""
+    os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    warnings.filterwarnings("ignore")
+    for name in ("jax", "absl", "orbax"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+# ---- verbs: their arguments become positionals and flags ----
+
+
+def demo(*, out: Path = Path("demo_run")) -> int:
+    """Render clips, train a tiny model, ask it about a held-out clip: the whole story on this machine.
+
+    Args:
+        out: a new directory for everything that is made.
+    """
+    from openo3_jax import demo
+
+    return demo.run(out)
+
+
+def init_tiny(
+    out: Positional[Annotated[Path, arg(metavar="OUT")]], *, seed: int = 0, hidden_size: int = 128, layers: int = 4
+) -> None:
+    """Write a small random Qwen2.5-VL directory: tokenizer, processor and weights.
+
+    Args:
+        out: a new directory.
+        seed: of the weights.
+        hidden_size: of the decoder, a multiple of 64.
+        layers: of the decoder.
+    """
+    from openo3_jax import api
+
+    api.init_tiny(out, seed=seed, hidden_size=hidden_size, layers=layers)
+
+
+def ask(
+    model: Positional[Annotated[Path, arg(metavar="MODEL")]],
+    video: Positional[Annotated[Path, arg(metavar="VIDEO")]],
+    question: Positional[Annotated[str, arg(metavar="QUESTION")]],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int = 0,
+    native: bool = False,
+    prompts: Path | None = None,
+    frames: Annotated[VideoConfig, arg(name="video")] = VideoConfig(),  # noqa: B008 (frozen)
+) -> None:
+    """Answer a question about a video with evidence: what, where and when.
+
+    Args:
+        model: a Qwen2.5-VL directory in Hugging Face layout.
+        video: the clip.
+        question: asked as in training, with the wording of temporal-spatial QA.
+        max_new_tokens: limit of the answer.
+        temperature: 0 takes the likeliest token each time.
+        seed: of the sampling.
+        native: temporal patches of two frames, without lines of text that tell the time.
+        prompts: other wordings, a JSON file.
+        frames: how the clip becomes frames.
+    """
+    from openo3_jax import api, tasks
+    from openo3_jax.data import prompts as prompts_lib
+
+    wording = prompts_lib.load_prompts(prompts).of("sft", tasks.TEMPORAL_SPATIAL)
+    policy = api.load_pretrained(model, video=frames, video_mode="native" if native else "frames")
+    said = [{"type": "video", "video": video}, {"type": "text", "text": wording.ask(question)}]
+    system = [{"role": "system", "content": wording.system}] if wording.system else []
+    out = policy.generate(
+        [[*system, {"role": "user", "content": said}]],
+        max_new_tokens=max_new_tokens,
+        temperature=temperature,
+        seed=seed,
+    )
+    print(out.texts[0][0])
+
+
+def _sft(recipe: SFTConfig) -> Callable[..., None]:
+    def sft(
+        *,
+        model: Path,
+        data: Path,
+        out: Path,
+        mesh: str | None = None,
+        prompts: Path | None = None,
+        config: Annotated[SFTConfig, Flat] = recipe,
+    ) -> None:
+        """Stage one: train on the records of STGR-SFT.json.
+
+        Args:
+            model: the Qwen2.5-VL directory to start from.
+            data: the data root in the released layout.
+            out: a new directory for the run.
+            mesh: sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp.
+            prompts: other wordings, a JSON file.
+        """
+        from openo3_jax.train import loop
+
+        loop.run_sft(model=model, data=data, out=out, config=config, mesh=_mesh(mesh), prompts_file=prompts)
+
+    return sft
+
+
+def _mesh(text: str | None) -> dict[str, int] | None:
+    """`fsdp=4,tensor=2` -> {"fsdp": 4, "tensor": 2}."""
+    if text is None:
+        return None
+    pairs = [part.partition("=") for part in text.split(",")]
+    axes = {axis.strip(): int(size) for axis, _, size in pairs if size.strip().isdecimal()}
+    if len(axes) != len(pairs):
+        raise InputError(f"--mesh {text}: expected different axes with their sizes, such as fsdp=4,tensor=2")
+    return axes
+
+
+def export(
+    run: Positional[Annotated[Path, arg(metavar="RUN")]],
+    out: Positional[Annotated[Path, arg(metavar="OUT")]],
+    *,
+    dtype: Literal["float32", "bfloat16"] | None = None,
+) -> None:
+    """Write the trained weights of a run as a Hugging Face directory.
+
+    Args:
+        run: the directory of a training run.
+        out: a new directory.
+        dtype: of every tensor; without it each keeps that of the model the run started from.
+    """
+    from openo3_jax.train import run as run_lib
+
+    run_lib.load(run).save_pretrained(out, dtype)
+
+
+def score(
+    file: Positional[Annotated[Path, arg(metavar="FILE")]],
+    *,
+    rules: str = "paper",
+    explain: bool = False,
+    what_if: UseAppendAction[tuple[str, ...]] = (),
+    json: Path | None = None,
+    root: Path | None = None,
+) -> None:
+    """Score completions term by term.
+
+    Args:
+        file: JSONL; a line is a record with `completion`, and perhaps `group` and `step_percent`.
+        rules: a rule set: paper, released or hardened.
+        explain: say why, for every line.
+        what_if: FIELD=VALUE, a rule to change for a second scoring; may be repeated.
+        json: where to write everything.
+        root: the data root, for records without picture sizes.
+    """
+    from openo3_jax import api
+    from openo3_jax.rewards import commands
+
+    options = {"rules": rules, "explain": explain, "what_if": what_if, "json_out": _text(json)}
+    if root is None:
+        print(commands.score_file(str(file), **options))
+        return
+    with api.MediaSizes(root) as sizes:
+        print(commands.score_file(str(file), **options, sizes=sizes))
+
+
+def redteam(
+    *, rules: UseAppendAction[tuple[str, ...]] = (), reward: str | None = None, json: Path | None = None
+) -> None:
+    """Score adversarial answers beside honest ones.
+
+    Args:
+        rules: a rule set; may be repeated, all of them without it.
+        reward: a reward of one's own, module:function, called with records and completions.
+        json: where to write the findings.
+    """
+    from openo3_jax.rewards import commands
+
+    chosen = {"rules": rules} if rules else {}
+    print(commands.redteam(**chosen, reward=reward, json_out=_text(json)))
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else str(path)
+
+
+def overfit(*, out: Path, data: Path | None = None) -> None:
+    """Learn a handful of records by heart, export, and let transformers repeat them.
+
+    Args:
+        out: a new directory for the run, the curve and the exported model.
+        data: a data root; without it clips are rendered.
+    """
+    from openo3_jax import experiments
+
+    print(experiments.overfit(data, out))
+
+
+VERBS: Verbs = {
+    "demo": demo,
+    "init-tiny": init_tiny,
+    "ask": ask,
+    "sft": {name: _sft(recipe) for name, recipe in recipes.SFT.items()},
+    "export": export,
+    "score": score,
+    "redteam": redteam,
+    "experiment": {"overfit": overfit},
+}
