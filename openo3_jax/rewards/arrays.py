@@ -156,7 +156,7 @@ def make_buckets(
         ]
     )
     buckets = []
-    for wide, tall in np.unique(levels, axis=1).T:
+    for wide, tall in np.unique(levels, axis=1).T.tolist():
         places = np.flatnonzero((levels[0] == wide) & (levels[1] == tall))
         num_rows = max(_FEWEST_ROWS, 1 << (len(places) - 1).bit_length())
         rows = Rows(
@@ -170,7 +170,7 @@ def make_buckets(
 
 
 def _sizes(base: dict[str, int], level: int) -> dict[str, int]:
-    return {name: size * _GROWTH ** int(level) for name, size in base.items()}
+    return {name: size * _GROWTH**level for name, size in base.items()}
 
 
 def _levels(

@@ -5,7 +5,7 @@ import json
 import math
 import pathlib
 from collections.abc import Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
 
@@ -282,9 +282,9 @@ def _row_json(
     return row if reasons is None else row | {"explain": reasons[place]}
 
 
-def _number(value: float | None) -> str:
-    return "-" if value is None or math.isnan(value) else f"{value:.3f}"
+def _number(value: SupportsFloat | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{float(value):.3f}"
 
 
-def _finite(value: float) -> float | None:
+def _finite(value: SupportsFloat) -> float | None:
     return float(value) if math.isfinite(value) else None

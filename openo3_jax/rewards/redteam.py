@@ -4,7 +4,7 @@ import dataclasses
 import functools
 import importlib
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
 
@@ -160,9 +160,9 @@ def attack(rule_sets: Mapping[str, RewardRules], user_reward: UserReward | None 
     return findings
 
 
-def pays(gain: float | np.floating) -> bool:
+def pays(gain: SupportsFloat) -> bool:
     """Worth learning."""
-    return bool(gain > _LEAST_GAIN)
+    return float(gain) > _LEAST_GAIN
 
 
 def _gains(cases: Sequence[Exploit], reward: UserReward) -> np.ndarray:

@@ -3,9 +3,11 @@
 import dataclasses
 import math
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 
+from openo3_jax import tags
 from openo3_jax.rewards.parse import Parsed
 
 # Largest healthy value of each statistic, and how far it may move between two parts of a run.
@@ -95,12 +97,12 @@ def drift_alarms(before: EvidenceStatistics, after: EvidenceStatistics) -> list[
     ]
 
 
-def _cited(times_s: Sequence[float], last_s: float) -> float:
+def _cited(times_s: Sequence[float], last_s: tags.Number) -> float:
     seconds = {int(time_s) for time_s in times_s if math.isfinite(time_s) and time_s < 1e9}
     return min(len(seconds) / (int(max([last_s, *seconds])) + 1), 1.0)
 
 
-def _mean(values: Sequence[float]) -> float:
+def _mean(values: Sequence[Any]) -> float:
     return float(np.mean(values)) if len(values) else math.nan
 
 

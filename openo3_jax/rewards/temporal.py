@@ -1,11 +1,12 @@
 """When: predicted spans and times against the truth, for one row, in seconds and float64."""
 
 import jax.numpy as jnp
-from jaxtyping import Array, Bool, Float
+from jaxtyping import Bool, Float
 
 from openo3_jax import geometry
 from openo3_jax.rewards.arrays import Prediction, Truth
 from openo3_jax.rewards.rules import RuleNumbers
+from openo3_jax.types import Array
 
 
 def ans_tiou(prediction: Prediction, truth: Truth) -> Float[Array, ""]:

@@ -28,7 +28,7 @@ class Gold(NamedTuple):
     task: tasks.Task
     option: str  # the right option, as it should stand in the answer
     area_px: float  # of the picture the model saw; nan where no term needs it
-    last_s: float  # the clip is at least this long
+    last_s: tags.Number  # the clip is at least this long
     word_ids: Mapping[str, int]
     name_ids: Mapping[str, int]
 
@@ -154,7 +154,7 @@ def _read_frames(record: Record, where: str) -> _Frames:
                     boxes_ok = False
                     continue
                 box_object.append(len(object_frame) - 1)
-                fractions.append(tuple(box))
+                fractions.append(tuple(map(float, box)))
     return _Frames(times_s, has_items, boxes_ok, object_frame, object_names, fractions, box_object)
 
 
@@ -182,7 +182,7 @@ def _read_answer_box(answer: str) -> tuple[float, ...] | None:
         box = json.loads(content) if content is not None else None
     except (ValueError, RecursionError):
         return None
-    return tuple(box) if _is_box(box) else None
+    return tuple(map(float, box)) if _is_box(box) else None
 
 
 def _read_size(record: Record, where: str, field: str) -> tuple[float, float]:
