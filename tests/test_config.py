@@ -1,0 +1,103 @@
+"""Published sizes, both layouts of config.json, and what is refused."""
+
+import json
+import math
+
+import jax
+import pytest
+import small
+
+from openo3_jax.config import (
+    QWEN2_5_VL,
+    ModelConfig,
+    OptimizerConfig,
+    SamplingConfig,
+    SFTConfig,
+    VideoConfig,
+)
+from openo3_jax.errors import InputError
+from openo3_jax.models import qwen2_5_vl
+
+
+@pytest.mark.parametrize("size", QWEN2_5_VL)
+def test_published_sizes_survive_their_json(size):
+    config = QWEN2_5_VL[size]
+    assert ModelConfig.from_hf(json.loads(json.dumps(config.to_hf()))) == config
+
+
+@pytest.mark.parametrize("size", QWEN2_5_VL)
+def test_nested_layout_reads_the_same(size):
+    """transformers 5: the decoder under `text_config`, theta and sections in `rope_parameters`."""
+    flat = QWEN2_5_VL[size].to_hf()
+    outer = {"architectures", "model_type", "vision_config", "tie_word_embeddings"} | {
+        key for key in flat if key.endswith("_token_id")
+    }
+    text = {key: value for key, value in flat.items() if key not in outer}
+    theta, scaling = text.pop("rope_theta"), text.pop("rope_scaling")
+    text["rope_parameters"] = {"rope_type": "default", "rope_theta": theta, "mrope_section": scaling["mrope_section"]}
+    nested = {key: flat[key] for key in outer} | {"text_config": {"model_type": "qwen2_5_vl_text", **text}}
+    nested["vision_config"] = {**flat["vision_config"], "in_channels": flat["vision_config"]["in_chans"]}
+    del nested["vision_config"]["in_chans"]
+    assert ModelConfig.from_hf(nested) == QWEN2_5_VL[size]
+
+
+def test_outer_tie_flag_wins():
+    config = small.model_config(tied=True).to_hf()
+    assert ModelConfig.from_hf(config | {"text_config": {"tie_word_embeddings": False}}).text.tie_word_embeddings
+
+
+# As the hub counts the published models.
+@pytest.mark.parametrize(("size", "expected"), [("7b", 8_292_166_656), ("3b", 3_754_622_976)])
+def test_number_of_parameters(size, expected, one_device):
+    """Built under `eval_shape`: shapes without memory."""
+    _, abstract = qwen2_5_vl.abstract_params(QWEN2_5_VL[size], one_device)
+    assert sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(abstract)) == expected
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "llama"}, "model_type is 'llama'; expected 'qwen2_5_vl'"),
+        ({"model_type": "qwen2_vl"}, "model_type is 'qwen2_vl'"),
+        ({"hidden_act": "gelu"}, "hidden_act='gelu' is not supported; expected 'silu'"),
+        ({"use_sliding_window": True}, "use_sliding_window=True is not supported"),
+        ({"num_attention_heads": 3}, "hidden_size=32 is not a multiple of"),
+        ({"num_key_value_heads": 3}, "num_attention_heads=4 is not a multiple of"),
+        (
+            {"rope_scaling": {"mrope_section": [1, 1, 1]}},
+            "[1, 1, 1] must add up to half the head size, 4",
+        ),
+        ({"hidden_size": 64, "rope_scaling": {"mrope_section": [4, 2, 2]}}, "out_hidden_size=32 differs from"),
+    ],
+)
+def test_other_models_are_refused(change, message):
+    with pytest.raises(InputError) as caught:
+        ModelConfig.from_hf(small.model_config().to_hf() | change)
+    assert message in str(caught.value)
+
+
+def test_missing_fields_are_named():
+    config = small.model_config().to_hf()
+    del config["hidden_size"], config["num_hidden_layers"]
+    with pytest.raises(InputError, match=r"config\.json: missing hidden_size, num_hidden_layers"):
+        ModelConfig.from_hf(config)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: VideoConfig(min_frames=1), "need 2 <= min_frames <= max_frames, got 1, 16"),
+        (lambda: VideoConfig(max_pixels=783), "max_pixels=783 holds no 28x28 visual token"),
+        (lambda: VideoConfig(fps=0.0), "must be positive"),
+        (lambda: SamplingConfig(max_new_tokens=0), "max_new_tokens=0 must be at least 1"),
+        (lambda: SamplingConfig(temperature=-0.1), "need temperature >= 0"),
+        (lambda: SamplingConfig(top_p=0.0), "0 < top_p <= 1"),
+        (lambda: SamplingConfig(top_k=-1), "top_k >= 0"),
+        (lambda: OptimizerConfig(learning_rate=0.0), "need learning_rate > 0"),
+        (lambda: SFTConfig(steps=0), "steps=0"),
+    ],
+)
+def test_settings_out_of_range(make, message):
+    with pytest.raises(InputError) as caught:
+        make()
+    assert message in str(caught.value)
