@@ -69,6 +69,13 @@ def score_buckets(buckets: Sequence[Bucket], num_rows: int, rules: RewardRules) 
 
 @contextlib.contextmanager
 def double_precision() -> Iterator[None]:
-    """Compute in float64 and on the host's own backend: a gate at 1.0 s needs it, and TPUs have no fast float64."""
-    with jax.enable_x64(True), jax.default_device(jax.local_devices(backend="cpu")[0]):
+    """Compute in float64 and on the host's own backend: a gate at 1.0 s needs it, and TPUs have no fast float64.
+
+    Where jax was started without its CPU backend (`JAX_PLATFORMS=cuda`), the default device does it.
+    """
+    try:
+        host = jax.local_devices(backend="cpu")[0]
+    except RuntimeError:
+        host = None
+    with jax.enable_x64(True), jax.default_device(host):
         yield
