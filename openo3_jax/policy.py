@@ -111,7 +111,13 @@ class Policy:
         seeds = [seed] * len(conversations) if isinstance(seed, int) else list(seed)
         if len(seeds) != len(conversations):
             raise InputError(f"generate: {len(seeds)} seeds for {len(conversations)} conversations; give one each")
-        samples = self.encode(conversations)
+        return self.continue_samples(self.encode(conversations), config, seeds, ban_special=ban_special)
+
+    def continue_samples(
+        self, samples: Sequence[Sample], config: SamplingConfig, seeds: Sequence[int], *, ban_special: bool = True
+    ) -> Generations:
+        """`generate` for prompts that are tokenised already, one seed each."""
+        max_new_tokens = config.max_new_tokens
         batch = self.batch(samples)
         rows = batch.tokens.shape[0]
         last_slots = np.zeros(rows, np.int32)
@@ -120,7 +126,7 @@ class Policy:
         out = _decode(
             _sampling_layout(self.graphdef, self.params),
             prompts,
-            mesh_lib.shard_rows(_keys(seeds + [0] * (rows - len(seeds)), num_samples), self.mesh),
+            mesh_lib.shard_rows(_keys([*seeds, *[0] * (rows - len(seeds))], config.num_samples), self.mesh),
             self._mask(self.processor.stop_ids),
             self._mask(self.processor.banned_ids(self.config.text.vocab_size) if ban_special else ()),
             jnp.int32(max_new_tokens),

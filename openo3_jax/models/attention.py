@@ -16,8 +16,7 @@ from openo3_jax.types import Array
 Backend = Literal["auto", "xla", "blockwise"]
 
 MASKED = -1e30  # finite, so that a row of padding stays finite
-LONGEST_DENSE = 1024  # slots; beyond it "auto" never builds the full score matrix
-BLOCK = 512  # slots of a block of queries or keys
+BLOCK = 128  # slots of a block of queries or keys; on a CPU, blocks of 128 fit its cache (docs/log.md)
 
 
 class Slots(NamedTuple):
@@ -52,10 +51,11 @@ def attention(
 ) -> Float[Array, "rows seq heads head_dim"]:
     """`softmax(q k^T / sqrt(head_dim)) v` over visible slots; softmax in float32; grouped heads are not repeated.
 
-    `xla` builds the scores, `blockwise` keeps memory linear in the sequence, forward and backward.
+    `xla` builds the scores, `blockwise` keeps memory linear in the sequence, forward and backward; "auto" takes the
+    first for rows of one block.
     """
     if backend == "auto":
-        backend = "xla" if q.shape[1] <= LONGEST_DENSE else "blockwise"
+        backend = "xla" if q.shape[1] <= BLOCK else "blockwise"
     rows, seq, heads, head_dim = q.shape
     grouped = q.reshape(rows, seq, k.shape[2], heads // k.shape[2], head_dim)
     attend = _dense if backend == "xla" else _blockwise

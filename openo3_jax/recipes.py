@@ -1,0 +1,29 @@
+"""Settings that are known to work, each with its command, hardware, time and result."""
+
+from collections.abc import Mapping
+
+from openo3_jax.config import OptimizerConfig, SFTConfig, VideoConfig
+
+
+def sft_7b() -> SFTConfig:
+    """The paper's first stage: Qwen2.5-VL-7B, all weights, one epoch of STGR-CoT-30k (31,166 records) in batches of 8.
+
+    openo3 sft sft_7b --model Qwen2.5-VL-7B-Instruct --data DATA_ROOT --out RUN
+    Hardware: 8 x H100 80 GB. Not run by us: no weights, data or accelerators were at hand.
+    Source: Open-o3-Video src/scripts/run_sft_video.sh.
+    """
+    return SFTConfig(steps=3896)
+
+
+def sft_tiny() -> SFTConfig:
+    """A tiny model (`openo3 init-tiny`) on a handful of clips, small frames, on a CPU."""
+    return SFTConfig(
+        steps=300,
+        max_row_tokens=1024,
+        compute_dtype="float32",
+        optimizer=OptimizerConfig(name="muon", learning_rate=4e-3, schedule="cosine", warmup_steps=10, clip_norm=1.0),
+        video=VideoConfig(min_pixels=16 * 28 * 28, max_pixels=16 * 28 * 28),
+    )
+
+
+SFT: Mapping[str, SFTConfig] = {"sft_tiny": sft_tiny(), "sft_7b": sft_7b()}
