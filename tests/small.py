@@ -1,6 +1,7 @@
 """Small models, samples and batches for tests that need no tokenizer, and a look into what a program holds."""
 
 from collections.abc import Iterator, Sequence
+from functools import partial
 
 import jax
 import numpy as np
@@ -12,6 +13,9 @@ from openo3_jax import types
 from openo3_jax.config import ModelConfig, TextConfig, VisionConfig
 from openo3_jax.data import packing, positions
 from openo3_jax.models import qwen2_5_vl
+
+# Compile without LLVM's optimizations: half the time, for programs that run once or twice.
+jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 TEXT_IDS = 90  # ids below are text, those above stand for pictures
 IMAGE, VIDEO, VISION_START = 93, 94, 92

@@ -1,0 +1,49 @@
+# Needs Python 3.11, 3.12 or 3.13 and make; everything else is installed into .venv.
+# `make test PYTHON=/path/to/python3.12` chooses an interpreter, `make test ARGS="tests/rewards -x"` some tests.
+
+VENV := .venv
+BIN := $(VENV)/bin
+CANDIDATES := python3.13 python3.12 python3.11 python3 python
+SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+TORCH := torch==2.13.0
+PIP := $(BIN)/python -m pip --disable-pip-version-check
+
+.PHONY: demo test check bench soak clean
+
+demo: $(VENV)/.installed
+	$(BIN)/openo3 demo --out demo_run $(ARGS)
+
+test: $(VENV)/.installed-test
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(VENV)/.installed-test
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/python -m pytest $(ARGS)
+
+bench: $(VENV)/.installed-test
+	$(BIN)/python benchmarks/rewards.py
+
+soak: $(VENV)/.installed-test
+	$(BIN)/python -m pytest -m soak $(ARGS)
+
+clean:
+	rm -rf $(VENV) demo_run
+
+# An interpreter counts if it runs, is of a supported version and can make virtual environments.
+$(BIN)/python:
+	@for python in $(or $(PYTHON),$(CANDIDATES)); do \
+	  if "$$python" -c '$(SUITABLE)' 2>/dev/null; then echo "$$python -m venv $(VENV)"; exec "$$python" -m venv $(VENV); fi; \
+	done; \
+	echo "make: no Python 3.11 to 3.13 with venv among: $(or $(PYTHON),$(CANDIDATES)); install one, or give PYTHON=path" >&2; \
+	exit 2
+
+$(VENV)/.installed: requirements.txt pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet -r requirements.txt -e .
+	@touch $@
+
+# torch first and alone: the tests use it as a reference on the CPU, and nothing else may choose its build.
+$(VENV)/.installed-test: requirements.txt pyproject.toml | $(BIN)/python
+	$(PIP) install --quiet $(TORCH)
+	$(PIP) install --quiet -r requirements.txt -e ".[test]"
+	@touch $@ $(VENV)/.installed
