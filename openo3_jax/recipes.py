@@ -1,5 +1,6 @@
 """Settings that are known to work, each with its command, hardware, time and result."""
 
+import dataclasses
 from collections.abc import Mapping
 
 from openo3_jax.config import OptimizerConfig, SFTConfig, VideoConfig
@@ -24,6 +25,23 @@ def sft_tiny() -> SFTConfig:
         optimizer=OptimizerConfig(name="muon", learning_rate=4e-3, schedule="cosine", warmup_steps=10, clip_norm=1.0),
         video=VideoConfig(min_pixels=16 * 28 * 28, max_pixels=16 * 28 * 28),
     )
+
+
+def demo() -> SFTConfig:
+    """`openo3 demo`: 160 rendered clips of one moving shape, eight small frames each, a tiny model from nothing."""
+    return SFTConfig(
+        steps=320,
+        batch_size=16,
+        max_row_tokens=768,
+        compute_dtype="float32",
+        optimizer=OptimizerConfig(name="muon", learning_rate=6e-3, schedule="cosine", warmup_steps=10, clip_norm=1.0),
+        video=VideoConfig(max_frames=8, min_pixels=12 * 28 * 28, max_pixels=12 * 28 * 28),
+    )
+
+
+def demo_quick() -> SFTConfig:
+    """`openo3 demo --quick`: the same parts in two minutes, too few steps to learn anything."""
+    return dataclasses.replace(demo(), steps=8)
 
 
 SFT: Mapping[str, SFTConfig] = {"sft_tiny": sft_tiny(), "sft_7b": sft_7b()}

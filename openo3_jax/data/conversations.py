@@ -105,7 +105,11 @@ def _items(message: Mapping[str, Any]) -> Sequence[Any]:
 
 
 def load_image(
-    source: str | os.PathLike | Image.Image | np.ndarray, *, min_pixels: int, max_pixels: int
+    source: str | os.PathLike | Image.Image | np.ndarray,
+    *,
+    min_pixels: int,
+    max_pixels: int,
+    like: images.Rule = "transformers",
 ) -> types.Picture:
     """A still of min_pixels..max_pixels px, its sides multiples of 28 px.
 
@@ -113,7 +117,7 @@ def load_image(
     """
     pixels = images.load_picture(source)
     try:
-        height, width = images.smart_resize(*pixels.shape[:2], min_pixels=min_pixels, max_pixels=max_pixels)
+        height, width = images.smart_resize(*pixels.shape[:2], min_pixels=min_pixels, max_pixels=max_pixels, like=like)
     except InputError as error:
         raise InputError(f"{source}: {error}" if isinstance(source, str | os.PathLike) else str(error)) from None
     return types.Picture(images.resize_picture(pixels, height, width)[None])

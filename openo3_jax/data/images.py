@@ -8,12 +8,15 @@ import os
 import struct
 import zlib
 from collections.abc import Callable, Iterator
+from typing import Literal
 
 import numpy as np
 from jaxtyping import Float, UInt8
 from PIL import Image
 
 from openo3_jax.errors import InputError
+
+Rule = Literal["reference", "transformers"]
 
 MAX_ASPECT_RATIO = 200
 MAX_SIDE_PX = 16_384
@@ -30,11 +33,15 @@ _DECODE_ERRORS = (
 )
 
 
-def smart_resize(height: int, width: int, *, min_pixels: int, max_pixels: int, factor: int = 28) -> tuple[int, int]:
+def smart_resize(
+    height: int, width: int, *, min_pixels: int, max_pixels: int, factor: int = 28, like: Rule = "reference"
+) -> tuple[int, int]:
     """Height and width in px, both multiples of `factor`, with min_pixels <= height * width <= max_pixels.
 
     Sides are rounded half to even, then scaled together when the area is out of range. The range is missed
     where rounding leaves no such size (a side is at least `factor`, a small picture is scaled up past it).
+    `like`: only thin pictures, one side below `factor` / 2, tell the training code and transformers apart: the first
+    keeps that side at `factor`, the second scales both up until min_pixels are reached.
 
     Example: `smart_resize(480, 640, min_pixels=100_352, max_pixels=105_369) == (280, 364)`
 
@@ -49,8 +56,9 @@ def smart_resize(height: int, width: int, *, min_pixels: int, max_pixels: int, f
             f"picture of {height}x{width} px (height x width): a side is more than {MAX_ASPECT_RATIO} times "
             "the other; crop it"
         )
-    new_height = max(factor, round(height / factor) * factor)
-    new_width = max(factor, round(width / factor) * factor)
+    least = factor if like == "reference" else 0
+    new_height = max(least, round(height / factor) * factor)
+    new_width = max(least, round(width / factor) * factor)
     if new_height * new_width > max_pixels:
         scale = math.sqrt(height * width / max_pixels)
         new_height = max(factor, math.floor(height / scale / factor) * factor)

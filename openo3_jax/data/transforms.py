@@ -95,7 +95,7 @@ def prepare_all(
 def _prepare_picture(
     record: annotations.Record, path: os.PathLike, stage: tasks.Stage, wording: prompts.Prompts
 ) -> Prepared:
-    picture = conversations.load_image(path, min_pixels=MIN_IMAGE_PIXELS, max_pixels=MAX_IMAGE_PIXELS)
+    picture = conversations.load_image(path, min_pixels=MIN_IMAGE_PIXELS, max_pixels=MAX_IMAGE_PIXELS, like="reference")
     _, height, width, _ = picture.pixels.shape
     old_size = list(record.get("image_size") or images.load_picture(path).shape[1::-1])
     scale = width / old_size[0], height / old_size[1]

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+from jax.sharding import Mesh
 from rich import console
 
 from openo3_jax import mesh as mesh_lib
@@ -25,7 +26,7 @@ def run_sft(
     data: Path,
     out: Path,
     config: SFTConfig,
-    mesh: Mapping[str, int] | None = None,
+    mesh: Mapping[str, int] | Mesh | None = None,
     prompts_file: Path | None = None,
     stop: StopRule | None = None,
 ) -> policy_lib.Policy:

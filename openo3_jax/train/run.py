@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
@@ -40,13 +41,13 @@ def create(out: Path, policy: policy_lib.Policy, config: SFTConfig) -> None:
     (out / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
 
 
-def load(directory: Path, mesh: Mapping[str, int] | None = None) -> policy_lib.Policy:
+def load(directory: Path, *, mesh: Mapping[str, int] | Mesh | None = None) -> policy_lib.Policy:
     """The policy of the newest checkpoint, float32. Raises InputError if this is no run or has no checkpoint."""
     if not (directory / CONFIG).is_file():
         raise InputError(f"{directory}: no {CONFIG}; expected the directory of a training run")
     settings = json.loads((directory / CONFIG).read_text())
     processor = tokens.load_processor(directory / MODEL_FILES)
-    devices = mesh_lib.make_mesh(mesh)
+    devices = mesh if isinstance(mesh, Mesh) else mesh_lib.make_mesh(mesh)
     graphdef, abstract = qwen2_5_vl.abstract_params(processor.config, devices)
     return policy_lib.Policy(
         graphdef=graphdef,

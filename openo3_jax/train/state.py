@@ -7,13 +7,11 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
-from jaxtyping import Int
 
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import SFTConfig
 from openo3_jax.policy import Policy
 from openo3_jax.train import optimizer as optimizer_lib
-from openo3_jax.types import Array
 
 
 @partial(jax.tree_util.register_dataclass, data_fields=["step", "params", "opt_state"], meta_fields=["graphdef"])
@@ -21,7 +19,7 @@ from openo3_jax.types import Array
 class TrainState:
     """`params` are float32 and live where the mesh table says, the optimizer's moments beside them."""
 
-    step: Int[Array, ""]
+    step: Any  # int32 scalar; Any, because jax also builds this tree of shardings and placeholders
     params: nnx.State
     opt_state: Any
     graphdef: nnx.GraphDef

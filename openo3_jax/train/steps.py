@@ -41,7 +41,7 @@ def make_sft_step(config: SFTConfig) -> Callable[[TrainState, Batch], tuple[Trai
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         metrics = {
             "loss": loss,
-            "grad_norm": optax.global_norm(grads),
+            "grad_norm": optax.tree.norm(grads),
             "learning_rate": jnp.asarray(schedule(state.step)),
             "targets": (batch.target_slots >= 0).sum(),
         }

@@ -138,3 +138,21 @@ def encode(processor, conversations: list[list[dict]], *, padding_side: str = "r
     ]
     processor.tokenizer.padding_side = padding_side
     return dict(processor(text=texts, images=pictures or None, padding=True, return_tensors="pt"))
+
+
+def answer(model, processor, messages: list[dict], *, max_new_tokens: int = 400) -> str:
+    """transformers' greedy answer to our prepared messages; pictures go through its own image processor."""
+    pictures, rendered = [], []
+    for message in messages:
+        items = []
+        for item in message["content"]:
+            if item["type"] == "picture":
+                pictures.append(Image.fromarray(item["picture"].pixels[0]))
+            items.append({"type": "image"} if item["type"] == "picture" else item)
+        rendered.append({"role": message["role"], "content": items})
+    text = processor.apply_chat_template(rendered, tokenize=False, add_generation_prompt=True)
+    inputs = processor(text=[text], images=pictures, return_tensors="pt", do_resize=False)
+    with torch.no_grad():
+        tokens = model.generate(**inputs, do_sample=False, max_new_tokens=max_new_tokens)
+    new = tokens[0, inputs["input_ids"].shape[1] :]
+    return processor.tokenizer.decode(new, skip_special_tokens=True, clean_up_tokenization_spaces=False)

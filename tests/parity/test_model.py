@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
+from parity import hf
 
 from openo3_jax.data import packing
 from openo3_jax.models import attention, hf_mapping, rope, text
 from openo3_jax.train import steps
-from parity import hf
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -184,5 +184,3 @@ def test_parity_can_fail(pair, conversations):
     right, wrong = (model.logits(model.hidden(b)[0])[0, : len(samples[0].tokens)] for b in (batch, swapped))
     with pytest.raises(AssertionError):
         assert_close(wrong, right)
-
-

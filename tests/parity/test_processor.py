@@ -253,8 +253,8 @@ def test_resize_frames_equals_torch(size, new_size):
     assert (off > 0).mean() < 1e-3
 
 
-@pytest.mark.parametrize("size", [(120, 90), (57, 99), (640, 480), (100, 333)])
+@pytest.mark.parametrize("size", [(120, 90), (57, 99), (640, 480), (100, 333), (10, 2000), (1500, 9)])
 def test_smart_resize_equals_transformers(size, theirs, ours):
     grid = theirs.image_processor([Image.fromarray(picture(0, *size))])["image_grid_thw"][0]
-    height, width = images.smart_resize(*size, **ours.image_sizing._asdict())
+    height, width = images.smart_resize(*size, **ours.image_sizing._asdict(), like="transformers")
     assert (height // 14, width // 14) == (grid[1], grid[2])
