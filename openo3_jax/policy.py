@@ -62,6 +62,8 @@ class Policy:
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Sample]:
         """Read the media and tokenise. Raises InputError naming the conversation's part or the file."""
+        if not conversations:
+            raise InputError("conversations: got an empty list; expected at least one conversation")
         with video_lib.Decoder() as decoder:
             read = video_lib.make_reader(decoder)
             return [self.processor.encode(self._load(conversation, read)) for conversation in conversations]
@@ -108,7 +110,7 @@ class Policy:
         config = SamplingConfig(
             num_samples=num_samples, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
         )
-        seeds = [seed] * len(conversations) if isinstance(seed, int) else list(seed)
+        seeds = [seed] * len(conversations) if isinstance(seed, int | np.integer) else list(seed)
         if len(seeds) != len(conversations):
             raise InputError(f"generate: {len(seeds)} seeds for {len(conversations)} conversations; give one each")
         return self.continue_samples(self.encode(conversations), config, seeds, ban_special=ban_special)

@@ -10,6 +10,7 @@ import torch
 from flax import nnx
 from parity import hf
 
+from openo3_jax import types
 from openo3_jax.data import packing
 from openo3_jax.models import attention, hf_mapping, rope, text
 from openo3_jax.train import steps
@@ -124,6 +125,25 @@ def test_logits_alone(pair, case):
     with torch.no_grad():
         theirs = pair.theirs(**inputs).logits.numpy()
     assert_close(pair.ours.logits([conversation])[0], theirs[0])
+
+
+def test_logits_of_native_video(pair):
+    """Six frames, three temporal patches of 0.5 s; transformers gets our positions, its own differ (docs/parity.md)."""
+    pixels = np.random.default_rng(5).integers(0, 256, (6, 84, 140, 3), dtype=np.uint8)
+    clip = types.Picture(pixels, seconds_per_grid=0.5)
+    content = [{"type": "picture", "picture": clip}, {"type": "text", "text": "What moves?"}]
+    sample = pair.ours.processor.encode([{"role": "user", "content": content}])
+    assert [tuple(grid) for grid in sample.grids] == [(3, 6, 10)]
+    model = nnx.merge(pair.ours.graphdef, pair.ours.params)
+    ours = model.logits(jax.jit(lambda batch: model.hidden(batch)[0])(pair.ours.batch([sample])))
+    with torch.no_grad():
+        theirs = pair.theirs(
+            input_ids=torch.tensor(sample.tokens)[None].long(),
+            position_ids=torch.tensor(sample.positions)[:, None].long(),
+            pixel_values_videos=torch.tensor(sample.patches),
+            video_grid_thw=torch.tensor([[3, 6, 10]]),
+        ).logits
+    assert_close(ours[0, : len(sample.tokens)], theirs[0])
 
 
 def test_gradients_of_every_leaf(pair, conversations, samples):
