@@ -1,7 +1,9 @@
 """Small models, samples and batches for tests that need no tokenizer, and a look into what a program holds."""
 
+import json
 from collections.abc import Iterator, Sequence
 from functools import partial
+from pathlib import Path
 
 import jax
 import numpy as np
@@ -9,10 +11,11 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from openo3_jax import mesh as mesh_lib
-from openo3_jax import types
-from openo3_jax.config import ModelConfig, TextConfig, VisionConfig
-from openo3_jax.data import packing, positions
+from openo3_jax import tiny, types
+from openo3_jax.config import ModelConfig, TextConfig, VideoConfig, VisionConfig
+from openo3_jax.data import packing, positions, tiny_tokenizer, tokens
 from openo3_jax.models import qwen2_5_vl
+from openo3_jax.policy import Policy
 
 # Compile without LLVM's optimizations: half the time, for programs that run once or twice.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
@@ -50,15 +53,17 @@ def model_config(*, tied: bool = False, vocab_size: int = 96, **text) -> ModelCo
 
 
 def make_params(config: ModelConfig, mesh: Mesh, seed: int = 0) -> tuple[nnx.GraphDef, nnx.State]:
-    """Random weights, the same on every mesh; biases and norms away from 0 and 1, so that each of them matters."""
+    """Random weights, the same on every mesh, large enough that each of them, norms and biases too, matters."""
     graphdef, abstract = qwen2_5_vl.abstract_params(config, mesh)
     draw = np.random.default_rng(seed)
 
-    def fill(leaf, place):
-        scale = 0.3 if leaf.ndim <= 2 and leaf.shape[-1] != config.text.hidden_size else 0.1
-        return jax.device_put((draw.normal(size=leaf.shape) * scale).astype(np.float32), place)
+    def fill(path, leaf, place):
+        name = jax.tree_util.keystr(path)
+        scale = leaf.shape[-2] ** -0.5 if "kernel" in name else 0.2
+        values = draw.normal(size=leaf.shape) * scale + ("norm" in name or "ln_q" in name)
+        return jax.device_put(values.astype(np.float32), place)
 
-    return graphdef, jax.tree.map(fill, abstract, mesh_lib.state_shardings(abstract, mesh))
+    return graphdef, jax.tree_util.tree_map_with_path(fill, abstract, mesh_lib.state_shardings(abstract, mesh))
 
 
 def sample(
@@ -80,6 +85,24 @@ def sample(
         is_visual=tokens == IMAGE,
         patches=draw.normal(size=(num_patches, config.vision.patch_dim)).astype(np.float32),
         grids=grids,
+    )
+
+
+def make_policy(directory: Path, mesh: Mesh) -> Policy:
+    """A tiny model with random weights and a real tokenizer, whose files are written into `directory`."""
+    ids = tiny_tokenizer.write_tokenizer(directory)
+    config = tiny.tiny_config(ids, hidden_size=64, layers=2)
+    (directory / "config.json").write_text(json.dumps(config.to_hf()))
+    graphdef, params = make_params(config, mesh)
+    return Policy(
+        graphdef=graphdef,
+        params=params,
+        mesh=mesh,
+        processor=tokens.load_processor(directory),
+        directory=directory,
+        dtypes={},
+        video=VideoConfig(),
+        video_mode="frames",
     )
 
 
