@@ -1,12 +1,12 @@
 """A model with its processor: conversations in, logits or text out, a Hugging Face directory back."""
 
 import dataclasses
+import functools
 import json
 import os
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -59,6 +59,11 @@ class Policy:
     @property
     def config(self) -> ModelConfig:
         return self.processor.config
+
+    @functools.cached_property
+    def sampling_layout(self) -> generate_lib.SamplingLayout:
+        """The decoder's weights as decoding wants them, made on first use and kept: a second copy of them."""
+        return _sampling_layout(self.graphdef, self.params)
 
     def encode(self, conversations: Sequence[Conversation]) -> list[Sample]:
         """Read the media and tokenise. Raises InputError naming the conversation's part or the file."""
@@ -126,7 +131,7 @@ class Policy:
         last_slots[: len(samples)] = [len(sample.tokens) - 1 for sample in samples]
         prompts = _prefill(self.graphdef, self.params, batch, mesh_lib.shard_rows(last_slots, self.mesh))
         out = _decode(
-            _sampling_layout(self.graphdef, self.params),
+            self.sampling_layout,
             prompts,
             mesh_lib.shard_rows(_keys([*seeds, *[0] * (rows - len(seeds))], config.num_samples), self.mesh),
             self._mask(self.processor.stop_ids),
@@ -247,12 +252,12 @@ def _keys(seeds: Sequence[int], group: int) -> jax.Array:
     return jnp.stack([fold(jax.random.key(seed), jnp.arange(group)) for seed in seeds])
 
 
-@partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def _hidden(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch) -> jax.Array:
     return nnx.merge(graphdef, params).hidden(batch)[0]
 
 
-@partial(jax.jit, static_argnums=0)
+@functools.partial(jax.jit, static_argnums=0)
 def _logits(graphdef: nnx.GraphDef, params: nnx.State, hidden: jax.Array) -> jax.Array:
     return nnx.merge(graphdef, params).logits(hidden)
 

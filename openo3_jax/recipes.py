@@ -22,6 +22,7 @@ def sft_tiny() -> SFTConfig:
         steps=300,
         max_row_tokens=1024,
         compute_dtype="float32",
+        remat=False,
         optimizer=OptimizerConfig(name="muon", learning_rate=4e-3, schedule="cosine", warmup_steps=10, clip_norm=1.0),
         video=VideoConfig(min_pixels=16 * 28 * 28, max_pixels=16 * 28 * 28),
     )
@@ -34,6 +35,7 @@ def demo() -> SFTConfig:
         batch_size=16,
         max_row_tokens=768,
         compute_dtype="float32",
+        remat=False,
         optimizer=OptimizerConfig(name="muon", learning_rate=6e-3, schedule="cosine", warmup_steps=10, clip_norm=1.0),
         video=VideoConfig(max_frames=8, min_pixels=12 * 28 * 28, max_pixels=12 * 28 * 28),
     )
