@@ -144,6 +144,8 @@ def ask(
     from openo3_jax import api, tasks
     from openo3_jax.data import prompts as prompts_lib
 
+    if not video.is_file():  # said before the weights are read, which may take minutes
+        raise InputError(f"{video}: no such video file")
     wording = prompts_lib.load_prompts(prompts).of("sft", tasks.TEMPORAL_SPATIAL)
     policy = api.load_pretrained(model, video=frames, video_mode="native" if native else "frames")
     said = [{"type": "video", "video": video}, {"type": "text", "text": wording.ask(question)}]
