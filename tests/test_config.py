@@ -39,6 +39,7 @@ def test_nested_layout_reads_the_same(size):
     nested["vision_config"] = {**flat["vision_config"], "in_channels": flat["vision_config"]["in_chans"]}
     del nested["vision_config"]["in_chans"]
     assert ModelConfig.from_hf(nested) == QWEN2_5_VL[size]
+    assert ModelConfig.from_hf(nested | {"hidden_size": 1, "vocab_size": 1}) == QWEN2_5_VL[size], "the inner level wins"
 
 
 def test_outer_tie_flag_wins():
