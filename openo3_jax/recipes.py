@@ -32,8 +32,8 @@ def demo() -> SFTConfig:
     """`openo3 demo`: 160 rendered clips of one moving shape, eight small frames each, a tiny model from nothing."""
     return SFTConfig(
         steps=320,
-        batch_size=16,
-        max_row_tokens=768,
+        batch_size=8,
+        max_row_tokens=640,
         compute_dtype="float32",
         remat=False,
         optimizer=OptimizerConfig(name="muon", learning_rate=6e-3, schedule="cosine", warmup_steps=10, clip_norm=1.0),

@@ -1,5 +1,6 @@
 """Records -> batches of stage one. Which records a step sees is a pure function of (seed, step)."""
 
+import functools
 import os
 from collections.abc import Sequence
 
@@ -11,6 +12,7 @@ from openo3_jax.config import SFTConfig
 from openo3_jax.data import annotations, packing, prompts, tokens, transforms, video
 from openo3_jax.types import Batch, Sample
 
+LOOK_AHEAD_STEPS = 8  # batches that decide the first static shape
 CACHE_BYTES = 4 * 1024**3  # of encoded samples kept between epochs
 
 
@@ -78,7 +80,10 @@ class Samples:
 
 
 class SFTBatches:
-    """Step -> packed batch, as numpy arrays. The static shape only ever grows, so few programs are compiled."""
+    """Step -> packed batch, as numpy arrays.
+
+    The static shape is that of the first `LOOK_AHEAD_STEPS` batches and only ever grows, so few programs are compiled.
+    """
 
     def __init__(self, samples: Samples, processor: tokens.Processor, config: SFTConfig, *, rows_multiple: int):
         self._samples = samples
@@ -88,17 +93,25 @@ class SFTBatches:
         self._bucket: packing.Bucket | None = None
 
     def __call__(self, step: int) -> Batch:
-        config, model = self._config, self._processor.config
+        if self._bucket is None:
+            ahead = range(step, min(step + LOOK_AHEAD_STEPS, self._config.steps))
+            self._bucket = functools.reduce(packing.union, (self._need(self._rows(ahead_step)) for ahead_step in ahead))
+        rows = self._rows(step)
+        self._bucket = packing.union(self._bucket, self._need(rows))
+        model, pad_id = self._processor.config, self._processor.pad_id
+        return packing.make_batch(rows, self._bucket, model, loss_on=self._config.loss_on, pad_id=pad_id)
+
+    def _rows(self, step: int) -> list[list[Sample]]:
+        config = self._config
         indices = records_of_step(len(self._samples), config.batch_size, config.seed, step)
         chosen = [self._samples[int(i)] for i in indices]
         longest = max(len(sample.tokens) for sample in chosen)
-        rows = [[chosen[i] for i in row] for row in packing.pack_rows(chosen, max(longest, config.max_row_tokens))]
-        needed = packing.bucket_for(
-            rows,
-            model.vision,
-            num_rows=-(-len(rows) // self._rows_multiple) * self._rows_multiple,
-            loss_on=config.loss_on,
-            image_token_id=model.image_token_id,
+        packed = packing.pack_rows(chosen, max(longest, config.max_row_tokens))
+        return [[chosen[i] for i in row] for row in packed]
+
+    def _need(self, rows: list[list[Sample]]) -> packing.Bucket:
+        model = self._processor.config
+        num_rows = -(-len(rows) // self._rows_multiple) * self._rows_multiple
+        return packing.bucket_for(
+            rows, model.vision, num_rows=num_rows, loss_on=self._config.loss_on, image_token_id=model.image_token_id
         )
-        self._bucket = needed if self._bucket is None else packing.union(self._bucket, needed)
-        return packing.make_batch(rows, self._bucket, model, loss_on=config.loss_on, pad_id=self._processor.pad_id)
