@@ -141,7 +141,7 @@ def test_blockwise_never_holds_all_scores():
     q, k, v = random_qkv(1, 40, 2, 2)
 
     def total(backend):
-        return lambda q: attend(q, k, v, slots([[1] * 40]), causal=True, backend=backend).sum()
+        return lambda q: attention.attention(q, k, v, slots([[1] * 40]), causal=True, backend=backend).sum()
 
     def is_square(shape):
         return sum(size == 40 for size in shape) >= 2
