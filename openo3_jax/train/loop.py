@@ -1,11 +1,13 @@
 """The order of events of a run, and nothing else: load, step, write, save."""
 
+import contextlib
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
+import jax
 from jax.sharding import Mesh
 from rich import console
 
@@ -41,16 +43,17 @@ def run_sft(
     wording = prompts.load_prompts(prompts_file)
     policy = policy_lib.load_pretrained(model, mesh=mesh, video=config.video)
     state = state_lib.make_state(policy, config)
-    run.create(out, policy, config)
-
+    shapes = jax.eval_shape(lambda params: params, policy.params)
+    policy = dataclasses.replace(policy, params=shapes)  # the state has its own copy; the loaded one may go
     ways = mesh_lib.mesh_size(policy.mesh, mesh_lib.LOGICAL_AXES["rows"])
     step = steps.make_sft_step(config)
-    writer = metrics.JsonlWriter(out / run.METRICS)
-    with (
-        pipeline.Samples(records, data, "sft", policy.processor, config, wording) as samples,
-        metrics.Progress("sft", config.steps) as progress,
-    ):
+    with contextlib.ExitStack() as stack:
+        samples = stack.enter_context(pipeline.Samples(records, data, "sft", policy.processor, config, wording))
         batches = pipeline.SFTBatches(samples, policy.processor, config, rows_multiple=ways)
+        batches(0)  # media that cannot be read are named before anything is written
+        run.create(out, policy, config)
+        writer = stack.enter_context(metrics.JsonlWriter(out / run.METRICS))
+        progress = stack.enter_context(metrics.Progress("sft", config.steps))
         for done in range(1, config.steps + 1):
             started_s = time.monotonic()
             batch = mesh_lib.shard_rows(batches(done - 1), policy.mesh)
@@ -65,7 +68,6 @@ def run_sft(
                 raise InputError(f"sft: the loss is {loss} at step {done}; lower optimizer.learning_rate")
             if stop is not None and stop(done, values):
                 break
-    writer.close()
     checkpoint.save(out / run.CHECKPOINTS, state)
     console.Console(stderr=True).print(f"sft: {done} steps, loss {loss:.3f}, saved in {out}", soft_wrap=True)
     return dataclasses.replace(policy, params=state.params)

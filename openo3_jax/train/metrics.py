@@ -12,7 +12,7 @@ REPORT_EVERY_S = 10.0  # of plain lines, where stderr is not a terminal
 
 
 class JsonlWriter:
-    """Appends `{"step": .., name: value, ..}` lines; each is flushed, so a killed run loses none."""
+    """Appends `{"step": .., name: value, ..}` lines; each is flushed, so a killed run loses none. A context manager."""
 
     def __init__(self, file: Path):
         self._stream = file.open("a", encoding="utf-8")
@@ -22,7 +22,10 @@ class JsonlWriter:
         self._stream.write(json.dumps({"step": step, **finite}) + "\n")
         self._stream.flush()
 
-    def close(self) -> None:
+    def __enter__(self) -> "JsonlWriter":
+        return self
+
+    def __exit__(self, *_: object) -> None:
         self._stream.close()
 
 
