@@ -78,5 +78,6 @@ def _render(found: Sequence[Answer]) -> str:
     well_formed, right = sum(a.is_well_formed for a in found), sum(a.is_right for a in found)
     return (
         f"{text.get()}\nthe first one in full\n  truth: {found[0].target}\n  model: {found[0].said}\n\n"
-        f"{well_formed} of {len(found)} answers have the form that was taught, {right} are true to the letter"
+        f"{well_formed} of {len(found)} answers have the form that was taught, {right} are true to the letter.\n"
+        "This run teaches how to answer with evidence; to see what it answers about takes far more clips."
     )

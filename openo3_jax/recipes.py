@@ -31,7 +31,7 @@ def sft_tiny() -> SFTConfig:
 def demo() -> SFTConfig:
     """`openo3 demo`: 160 rendered clips of one moving shape, eight small frames each, a tiny model from nothing."""
     return SFTConfig(
-        steps=320,
+        steps=200,
         batch_size=8,
         max_row_tokens=640,
         compute_dtype="float32",
