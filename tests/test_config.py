@@ -5,8 +5,8 @@ import math
 
 import jax
 import pytest
-import small
 
+import small
 from openo3_jax.config import (
     QWEN2_5_VL,
     ModelConfig,

@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
-from data import clips
 from PIL import Image
 
+from data import clips
 from openo3_jax.config import VideoConfig
 from openo3_jax.data import images, prompts, transforms, video
 from openo3_jax.errors import InputError

@@ -8,9 +8,9 @@ import time
 import av
 import numpy as np
 import pytest
-from data import clips
 from PIL import Image
 
+from data import clips
 from openo3_jax.config import VideoConfig
 from openo3_jax.data import sampling, video
 from openo3_jax.errors import InputError

@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
 
+import small
 from openo3_jax.models import attention
 
 BACKENDS = ("xla", "blockwise")

@@ -5,9 +5,9 @@ import dataclasses
 import jax
 import numpy as np
 import pytest
-import small
 from flax import nnx
 
+import small
 from openo3_jax.types import Sample
 
 LIMIT = 70  # not a multiple of the 64 tokens for which the loop is compiled

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
-import small
 from flax import nnx
 
+import small
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.errors import InputError
 from openo3_jax.models import hf_mapping, hf_weights, qwen2_5_vl

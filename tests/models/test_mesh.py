@@ -4,9 +4,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
 from jax.sharding import PartitionSpec
 
+import small
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.errors import InputError
 from openo3_jax.models import qwen2_5_vl

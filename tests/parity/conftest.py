@@ -2,9 +2,9 @@
 
 import pytest
 import transformers
-from parity import hf
 
 from openo3_jax import policy as policy_lib
+from parity import hf
 
 transformers.logging.set_verbosity_error()
 transformers.logging.disable_progress_bar()

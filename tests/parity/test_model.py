@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 from flax import nnx
-from parity import hf
 
 from openo3_jax import types
 from openo3_jax.data import packing
 from openo3_jax.models import attention, hf_mapping, rope, text
 from openo3_jax.train import steps
+from parity import hf
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 

@@ -13,13 +13,7 @@ from transformers import vision_utils
 from openo3_jax import config as config_lib
 from openo3_jax import types
 from openo3_jax.data import images, patches, positions, tiny_tokenizer, tokens, windows
-
-
-class TorchvisionFreeProcessor(transformers.Qwen2_5_VLProcessor):
-    """transformers' own, without the video processor, which needs torchvision."""
-
-    def check_argument_for_proper_class(self, *_args):
-        return None
+from parity import hf
 
 
 def make_config(ids: tiny_tokenizer.TokenIds) -> config_lib.ModelConfig:
@@ -63,13 +57,7 @@ def ours(directory):
 
 @pytest.fixture(scope="module")
 def theirs(directory):
-    tokenizer = transformers.AutoTokenizer.from_pretrained(directory)
-    return TorchvisionFreeProcessor(
-        image_processor=transformers.Qwen2VLImageProcessorPil.from_pretrained(directory),
-        tokenizer=tokenizer,
-        video_processor=None,
-        chat_template=tokenizer.chat_template,
-    )
+    return hf.load_processor(directory)
 
 
 @pytest.fixture(scope="module")

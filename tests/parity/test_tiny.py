@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 import transformers
-from parity import hf
 
 from openo3_jax import experiments, policy, recipes, tiny
 from openo3_jax.config import VideoConfig
 from openo3_jax.data import annotations, prompts, synthetic, transforms
 from openo3_jax.train import loop, run
+from parity import hf
 
 
 @pytest.fixture(scope="module")

@@ -4,8 +4,8 @@ import dataclasses
 
 import numpy as np
 import pytest
-from data import clips
 
+from data import clips
 from openo3_jax.config import VideoConfig
 from openo3_jax.data import synthetic, video
 from openo3_jax.errors import InputError

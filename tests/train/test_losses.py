@@ -4,8 +4,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
 
+import small
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import SFTConfig
 from openo3_jax.data import packing

@@ -6,9 +6,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-import small
 from flax import nnx
 
+import small
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import OptimizerConfig, SFTConfig
 from openo3_jax.train import optimizer, state, steps
