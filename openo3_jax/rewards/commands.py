@@ -54,7 +54,7 @@ def score_file(
     try:
         parsed = parse.parse(lines.records, lines.completions, lines.progress, sizes)
     except InputError as error:
-        raise InputError(f"{path}: {error} (record 0 is the first line)") from error
+        raise InputError(_name_line(path, str(error), lines.numbers)) from error
     rewards = score.score_parsed(parsed, base)
     advantage = group_advantages(rewards.total, lines.groups)
     reasons = explanations.explain(parsed, lines.completions, base) if explain else None
@@ -126,7 +126,7 @@ def read_lines(path: str) -> Lines:
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read ({error}); expected a JSONL file") from error
     lines = Lines([], [], [], [], [])
-    for number, line in enumerate(text.splitlines(), start=1):
+    for number, line in enumerate(text.split("\n"), start=1):
         if not line.strip():
             continue
         try:
@@ -147,6 +147,15 @@ def read_lines(path: str) -> Lines:
     if not lines.records:
         raise InputError(f"{path}: holds no record; expected one JSON object per line")
     return lines
+
+
+def _name_line(path: str, message: str, numbers: Sequence[int]) -> str:
+    """`record 2: ..` -> `file:4: ..`, where empty lines stand between."""
+    where, colon, rest = message.partition(": ")
+    word, _, index = where.partition(" ")
+    if word == "record" and colon and index.isdecimal():
+        return f"{path}:{numbers[int(index)]}: {rest}"
+    return f"{path}: {message}"
 
 
 def group_advantages(
@@ -230,9 +239,12 @@ def _compare(lines: Lines, before: Rewards, after: Rewards) -> list[dict[str, An
     """Per group (rows without one form a group of their own): how totals, advantages and the best row changed."""
     old_advantage = group_advantages(before.total, lines.groups)
     new_advantage = group_advantages(after.total, lines.groups)
+    members: dict[str | None, list[int]] = {}
+    for place, group in enumerate(lines.groups):
+        members.setdefault(group, []).append(place)
     shifts = []
-    for group in dict.fromkeys(lines.groups):
-        places = np.array([i for i, name in enumerate(lines.groups) if name == group])
+    for group, of_group in members.items():
+        places = np.array(of_group)
         moved = np.abs(new_advantage[places] - old_advantage[places])
         shifts.append(
             {

@@ -85,15 +85,16 @@ def parse(
     for index in np.flatnonzero(~((shares >= 0) & (shares <= 1)))[:1]:
         raise InputError(f"record {index}: progress={shares[index]}; expected the share of training done, in [0, 1]")
     stemmer = Stemmer()
-    read: dict[int, Gold] = {}
+    # The record itself is kept beside its reading: a sequence may make records as it goes, and ids are used again.
+    read: dict[int, tuple[Any, Gold]] = {}
     golds, predictions = [], []
     with _no_collection():
         for index, (record, completion) in enumerate(zip(records, completions, strict=True)):
             if not isinstance(completion, str):
                 raise InputError(f"completion {index} is {type(completion).__name__}; expected a string")
-            gold = read.get(id(record))
-            if gold is None:
-                gold = read[id(record)] = truth.read_record(record, index, stemmer, sizes)
+            if id(record) not in read:
+                read[id(record)] = (record, truth.read_record(record, index, stemmer, sizes))
+            gold = read[id(record)][1]
             golds.append(gold)
             predictions.append(parse_completion(completion, gold, stemmer))
     return Parsed(predictions, golds, shares)

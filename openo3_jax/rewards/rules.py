@@ -171,7 +171,7 @@ def get_rules(rules: str | RewardRules) -> RewardRules:
     """A preset by name, or the rules themselves. Raises InputError for an unknown name."""
     if isinstance(rules, RewardRules):
         return rules
-    if rules not in PRESETS:
+    if not isinstance(rules, str) or rules not in PRESETS:
         raise InputError(f"rules={rules!r}; expected one of {', '.join(PRESETS)} or a RewardRules")
     return PRESETS[rules]
 

@@ -92,7 +92,7 @@ def match_frames(
     """
     delta_s = times_s[:, None] - frame_times_s  # [claims frames]
     inside = temporal.within_gate(delta_s, rules) & frame_valid
-    candidates = jnp.where(rules.gate_first, inside, frame_valid)
+    candidates = jnp.where(rules.gate_first & inside.any(1, keepdims=True), inside, frame_valid)
     frame = jnp.where(candidates, jnp.abs(delta_s), jnp.inf).argmin(1).astype(jnp.int32)
     passes = jnp.take_along_axis(inside, frame[:, None], 1)[:, 0]
     passes &= ~rules.gate_first | (frame_times_s[frame] != -1.0)

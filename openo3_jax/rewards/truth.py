@@ -60,7 +60,10 @@ def read_record(record: Any, index: int, stemmer: Stemmer, sizes: SizeFinder | N
     answer = _field(record, where, "answer", str, "a string")
     lacking = missing_sizes(record)
     if lacking and sizes is not None:
-        record = {**record, **sizes(record)}
+        try:
+            record = {**record, **sizes(record)}
+        except InputError as error:
+            raise InputError(f"{where}: {error}") from error
 
     option, words, span, box = "", (), None, None
     frames, original_hw, size_hw = _NO_FRAMES, _NO_SIZE, _NO_SIZE
@@ -137,7 +140,8 @@ def _read_frames(record: Record, where: str) -> _Frames:
         if not isinstance(frame, Mapping):
             raise InputError(f"{at} is {type(frame).__name__}; expected {{idx, time, path}}")
         idx = _field(frame, at, "idx", int | str, "a whole number")
-        times_s.append(float(_field(frame, at, "time", int | float, "seconds")))
+        time_s = _field(frame, at, "time", int | float, "seconds")
+        times_s.append(float(time_s) if _is_number(time_s) else math.nan)
         items = key_items.get(str(idx))
         has_items.append(items is not None)
         if not isinstance(items, Mapping | None):

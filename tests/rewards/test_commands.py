@@ -1,5 +1,6 @@
 """The verbs: tables, reasons, second thoughts and adversaries, as text and as JSON."""
 
+import dataclasses
 import json
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import reward_cases as cases
 
 from openo3_jax.errors import InputError
-from openo3_jax.rewards import commands, parse, redteam, score, statistics
+from openo3_jax.rewards import commands, explain, parse, redteam, score, statistics
 from openo3_jax.rewards.rules import PAPER, PRESETS, RELEASED
 
 PERFECT = cases.completion(cases.claim("cat", cases.CAT, 10), "A cat meets a dog.")
@@ -75,6 +76,13 @@ def test_explain(name, jsonl):
     assert expected in commands.score_file(jsonl(record | {"completion": completion}), explain=True)
 
 
+def test_explain_names_the_nearest_frame_where_none_passes(jsonl):
+    text = cases.completion(cases.claim("dog", cases.DOG, 26))
+    parsed = parse.parse([cases.spatial_record()], [text])
+    both_sides = dataclasses.replace(PAPER, match="gate_then_nearest")
+    assert "key frame at 20 s, dt +6.000 s, fails the gate" in explain.explain(parsed, [text], both_sides)[0][1]
+
+
 def test_what_if(jsonl, tmp_path):
     out = tmp_path / "out.json"
     path = jsonl(row(PERFECT, group="a"), row(LATE, group="a"), row(PERFECT))
@@ -93,7 +101,8 @@ BAD_LINES = {
     "no completion": (json.dumps(cases.mcq_record()), ":1: no 'completion'"),
     "bad progress": (json.dumps(row("", step_percent="half")), ":1: step_percent='half'"),
     "progress beyond 1": (json.dumps(row("", step_percent=2)), "progress=2"),
-    "bad record": (json.dumps({"task": "?", "answer": "", "completion": ""}), "record 0: task='?'"),
+    "bad record": (json.dumps({"task": "?", "answer": "", "completion": ""}), ":1: task='?'"),
+    "bad record after an empty line": (f"\n\n{json.dumps(row('', key_items=3))}", ":3: key_items is int"),
     "nothing": ("", "holds no record"),
 }
 
@@ -104,6 +113,17 @@ def test_bad_lines(name, jsonl):
     with pytest.raises(InputError) as error:
         commands.score_file(jsonl(line))
     assert message in str(error.value)
+
+
+def test_only_line_feeds_end_a_line(tmp_path):
+    """Other separators of Unicode may stand in a model's text as they are."""
+    path = tmp_path / "rows.jsonl"
+    rows = [cases.mcq_record(completion=cases.completion("\u2028 \x85 \u2029", "B"))] * 2
+    path.write_bytes("\r\n".join(json.dumps(row, ensure_ascii=False) for row in rows).encode())
+    assert [line.split()[:3] for line in commands.score_file(str(path)).splitlines()[2:4]] == [
+        ["1", "mcq", "1.000"],
+        ["2", "mcq", "1.000"],
+    ]
 
 
 def test_missing_file():

@@ -1,5 +1,7 @@
 """Records: what is missing is refused by index and field, what is malformed makes its term not apply."""
 
+from collections.abc import Sequence
+
 import pytest
 import reward_cases as cases
 
@@ -57,6 +59,10 @@ MALFORMED = {  # name: (record, terms that do not apply)
         cases.spatial_record(key_frames=[{"idx": 1, "time": float("nan")}]),
         {"thk_temporal_point", "thk_spatial"},
     ),
+    "key frame beyond any float": (
+        cases.spatial_record(key_frames=[{"idx": 1, "time": 10**400}]),
+        {"thk_temporal_point", "thk_spatial"},
+    ),
     "key box of three": (cases.spatial_record(key_items={"1": {"cat": [[1, 2, 3]]}}), {"thk_spatial"}),
     "key box at infinity": (cases.spatial_record(key_items={"1": {"cat": [[0, 0, 1, 1e999]]}}), {"thk_spatial"}),
 }
@@ -100,6 +106,32 @@ def test_sizes_are_asked_for_only_where_a_term_needs_them():
     assert rewards.terms["thk_spatial"].tolist() == [1.0, 1.0, 0.0]
 
 
+def test_media_that_cannot_be_found_are_named_with_the_record():
+    def sizes(record):
+        raise InputError("source=None; expected a text")
+
+    with pytest.raises(InputError, match="record 1: source=None"):
+        score.score([GOOD, without(cases.spatial_record(), "image_size")], ["", ""], sizes=sizes)
+
+
+class Letters(Sequence):
+    """A sequence that makes its records as it is asked for them, as data sets on disk do."""
+
+    def __len__(self):
+        return 40
+
+    def __getitem__(self, index):
+        if index >= len(self):
+            raise IndexError(index)
+        return cases.mcq_record(answer="ABCD"[index % 4])
+
+
+def test_records_made_on_the_way_are_not_confused():
+    """A record that is gone leaves its id to the next one."""
+    texts = [cases.completion("", letter) for letter in "ABCD" * 10]
+    assert score.score(Letters(), texts).terms["ans_acc"].tolist() == [1.0] * 40
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -108,6 +140,7 @@ def test_sizes_are_asked_for_only_where_a_term_needs_them():
         (dict(records=[GOOD], completions=[""], progress=1.5), "progress=1.5"),
         (dict(records=[GOOD], completions=[""], progress=float("nan")), "progress=nan"),
         (dict(records=[GOOD], completions=[""], progress=[0.1, 0.2]), "progress has shape"),
+        (dict(records=[GOOD], completions=[""], rules="papers"), "paper, released, hardened"),
     ],
 )
 def test_arguments(arguments, message):
