@@ -131,6 +131,7 @@ PREDICTION_SIZES = {"words": 32, "times": 16, "claims": 8, "boxes": 8}
 TRUTH_SIZES = {"words": 32, "frames": 8, "objects": 16, "boxes": 32}
 _GROWTH = 4
 _FEWEST_ROWS = 8
+_MOST_CELLS = 1 << 16  # rows of level 0 that fit a bucket, about 1 GiB while they are scored; of wider ones fewer do
 
 
 class Bucket(NamedTuple):
@@ -146,7 +147,8 @@ def make_buckets(
     """Pad rows to as few static shapes as their sizes allow; most batches need one.
 
     A shape depends on the number of rows (rounded up to a power of two) and on the widest level, never on contents,
-    so one long answer costs a small bucket of its own instead of widening the batch.
+    so one long answer costs a small bucket of its own instead of widening the batch. Memory is bounded: many wide
+    rows are scored a few at a time.
     """
     prediction_columns, truth_columns = list(zip(*predictions, strict=True)), list(zip(*truths, strict=True))
     levels = np.stack(
@@ -157,15 +159,18 @@ def make_buckets(
     )
     buckets = []
     for wide, tall in np.unique(levels, axis=1).T.tolist():
-        places = np.flatnonzero((levels[0] == wide) & (levels[1] == tall))
-        num_rows = max(_FEWEST_ROWS, 1 << (len(places) - 1).bit_length())
-        rows = Rows(
-            Prediction(*_stack(_PREDICTION, _sizes(PREDICTION_SIZES, wide), prediction_columns, places, num_rows)),
-            Truth(*_stack(_TRUTH, _sizes(TRUTH_SIZES, tall), truth_columns, places, num_rows)),
-            np.zeros(num_rows),
-        )
-        rows.progress[: len(places)] = progress[places]
-        buckets.append(Bucket(places, rows))
+        of_level = np.flatnonzero((levels[0] == wide) & (levels[1] == tall))
+        most_rows = max(_FEWEST_ROWS, _MOST_CELLS // _GROWTH ** (wide + tall))
+        for start in range(0, len(of_level), most_rows):
+            places = of_level[start : start + most_rows]
+            num_rows = max(_FEWEST_ROWS, 1 << (len(places) - 1).bit_length())
+            rows = Rows(
+                Prediction(*_stack(_PREDICTION, _sizes(PREDICTION_SIZES, wide), prediction_columns, places, num_rows)),
+                Truth(*_stack(_TRUTH, _sizes(TRUTH_SIZES, tall), truth_columns, places, num_rows)),
+                np.zeros(num_rows),
+            )
+            rows.progress[: len(places)] = progress[places]
+            buckets.append(Bucket(places, rows))
     return buckets
 
 

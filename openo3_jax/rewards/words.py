@@ -5,7 +5,7 @@ import re
 from nltk.stem.porter import PorterStemmer
 
 _NO_WORD = re.compile(r"[^a-z0-9]+")  # one class, one pass: linear in the text
-_LONGEST_STEMMED = 40  # characters; the stemmer is quadratic in a run of "y", and no English word is longer
+_LONGEST_ANY = 40  # characters; the stemmer is quadratic in a run of "y", and no English word is longer
 
 
 class Stemmer:
@@ -30,4 +30,5 @@ class Stemmer:
         return found
 
     def _stem(self, word: str) -> str:
-        return self._porter.stem(word) if 3 < len(word) <= _LONGEST_STEMMED else word
+        is_cheap = len(word) <= _LONGEST_ANY or "yyy" not in word
+        return self._porter.stem(word) if len(word) > 3 and is_cheap else word

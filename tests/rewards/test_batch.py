@@ -51,6 +51,20 @@ def test_a_long_answer_gets_a_bucket_of_its_own():
     assert sorted(places) == list(range(21))
 
 
+def test_many_wide_rows_are_scored_a_few_at_a_time(monkeypatch):
+    monkeypatch.setattr(arrays, "_MOST_CELLS", 64)
+    whole = score_golden(ROWS[:40])
+    wide = ROWS[0] | {"task": "temporal QA", "answer": "[0, 3]", "completion": "<think>" + "<t>1.5</t>s " * 100}
+    wide["completion"] += "</think>"
+    rows = [*ROWS[:20], *[wide] * 20, *ROWS[20:40]]
+    parsed = parse.parse(rows, [row["completion"] for row in rows])
+    wide_buckets = [bucket for bucket in parsed.buckets() if bucket.rows.prediction.times_s.shape[1] > 64]
+    assert [len(bucket.places) for bucket in wide_buckets] == [8, 8, 4]
+    scores = score_golden(rows)
+    np.testing.assert_allclose(np.concatenate([scores[:20], scores[40:]]), whole, atol=1e-6)
+    assert (scores[20:40, TERMS.index("thk_temporal_segment")] == 1).all()
+
+
 def test_batches_of_different_content_share_one_program():
     def buckets(rows):
         return parse.parse(rows, [row["completion"] for row in rows]).buckets()

@@ -72,6 +72,11 @@ def test_words():
     assert Stemmer().words("The cats, RUNNING!\tdans l'été") == ["the", "cat", "run", "dan", "l", "t"]
 
 
+def test_words_of_any_length_are_stemmed():
+    assert Stemmer().words("x" * 50 + "ing " + "b" * 99_990 + "eds") == ["x" * 50 + "ing", "b" * 99_990 + "ed"]
+    assert Stemmer().words("ab" * 50_000 + "ing") == ["ab" * 50_000]
+
+
 def test_a_run_of_one_letter_is_cheap():
     """The stemmer alone recurses over a run of y."""
     assert Stemmer().words("y" * 100_000) == ["y" * 100_000]
