@@ -7,10 +7,9 @@ transformers 5.x (`model.visual.*`, `model.language_model.*`) into it.
 import enum
 from typing import NamedTuple
 
-import jax.numpy as jnp
+import numpy as np
 
 from openo3_jax.config import ModelConfig
-from openo3_jax.types import Array
 
 LAYER = "{i}"  # stands for the layer's number in a key
 
@@ -105,24 +104,19 @@ def hf_shape(entry: Entry, shape: tuple[int, ...], config: ModelConfig) -> tuple
     return (shape[1], vision.in_channels, vision.temporal_patch_size, vision.patch_size, vision.patch_size)
 
 
-def hf_axes(entry: Entry, logical: tuple[str | None, ...]) -> tuple[str | None, ...]:
-    """Logical axes of HF's tensor for one layer of ours, so that loading it needs no move."""
+def hf_index(entry: Entry, index: tuple[slice, ...]) -> tuple[slice, ...]:
+    """Which part of HF's tensor holds this part of ours (one layer); a patch embedding is split by output only."""
     if entry.layout is Layout.SAME:
-        return logical
-    if entry.layout is Layout.TRANSPOSED:
-        return logical[::-1]
-    return (logical[1],)
+        return index
+    assert entry.layout is Layout.TRANSPOSED or index[0] == slice(None) or index[0].start in (None, 0)
+    return index[::-1] if entry.layout is Layout.TRANSPOSED else (index[1], *[slice(None)] * 4)
 
 
-def from_hf(entry: Entry, x: Array) -> Array:
-    """HF's tensor -> ours (one layer)."""
-    if entry.layout is Layout.SAME:
-        return x
-    return jnp.swapaxes(x.reshape(x.shape[0], -1), 0, 1)
+def from_hf(entry: Entry, x: np.ndarray) -> np.ndarray:
+    """HF's tensor -> ours (one layer), as a view."""
+    return x if entry.layout is Layout.SAME else x.reshape(x.shape[0], -1).T
 
 
-def to_hf(entry: Entry, x: Array, config: ModelConfig) -> Array:
-    """Ours (one layer) -> HF's tensor: the inverse of `from_hf`."""
-    if entry.layout is Layout.SAME:
-        return x
-    return jnp.swapaxes(x, 0, 1).reshape(hf_shape(entry, x.shape, config))
+def to_hf(entry: Entry, x: np.ndarray) -> np.ndarray:
+    """Ours (one layer) -> HF's tensor with the patch's dimensions as one, as a view: the inverse of `from_hf`."""
+    return x if entry.layout is Layout.SAME else x.T

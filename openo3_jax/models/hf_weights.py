@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -23,6 +22,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 MAX_SHARD_BYTES = 2 * 1024**3
 MAX_NAMED = 20  # problems listed in one message
+ALIGNMENT = 64  # bytes, of a buffer that a CPU device takes over
+STRIP = 64  # rows of a matrix that are transposed at a time
 
 # safetensors' names of the dtypes a checkpoint may hold
 DTYPES: Mapping[str, jnp.dtype] = {
@@ -56,7 +57,7 @@ def _weight_files(directory: Path) -> list[Path]:
     if index.is_file():
         try:
             names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        except (json.JSONDecodeError, KeyError, AttributeError) as error:
+        except (json.JSONDecodeError, KeyError, AttributeError, TypeError) as error:
             raise InputError(f"{index}: not a safetensors index ({error!r})") from error
         files = [directory / name for name in names]
         missing = [file.name for file in files if not file.is_file()]
@@ -128,8 +129,8 @@ def load(
 ) -> tuple[nnx.GraphDef, nnx.State, dict[str, jnp.dtype]]:
     """Weights of an HF directory, cast to `dtype` and placed on the mesh; also the stored dtype of every key.
 
-    Each device receives its own slice of each tensor; a stacked weight is filled layer by layer in place, so beyond
-    the arrays themselves the host holds a tensor or two.
+    Each device receives its own slice of each tensor, a stacked weight layer by layer. On a CPU device the buffer that
+    is filled is the array itself, so beyond the arrays the host holds one tensor; elsewhere one weight's parts.
     """
     graphdef, abstract = qwen2_5_vl.abstract_params(config, mesh)
     found = check(read_index(directory), config, abstract, directory)
@@ -140,7 +141,8 @@ def load(
         place = _variable(shardings, entry.path).get_raw_value()
         variable = _variable(params, entry.path)
         tensors = [found[key] for key in hf_mapping.keys(entry, config)]
-        _set(params, entry.path, variable.replace(_load_entry(entry, tensors, variable, place, dtype)))
+        value = _load_entry(entry, tensors, variable.get_raw_value().shape, place, dtype)
+        _set(params, entry.path, variable.replace(value))
     return graphdef, params, {key: tensor.dtype for key, tensor in found.items()}
 
 
@@ -162,25 +164,40 @@ def _check_tied_head(found: Mapping[str, Stored], config: ModelConfig) -> None:
 
 
 def _load_entry(
-    entry: hf_mapping.Entry, tensors: Sequence[Stored], variable: nnx.Variable, place: NamedSharding, dtype: jnp.dtype
+    entry: hf_mapping.Entry, tensors: Sequence[Stored], shape: tuple[int, ...], place: NamedSharding, dtype: jnp.dtype
 ) -> jax.Array:
-    """The tensors of one row of the table, converted and put where `place` wants them."""
-    logical = tuple(name for name in variable.get_metadata()["out_sharding"] if name != "layers")
-    hf_place = mesh_lib.sharding(place.mesh, *hf_mapping.hf_axes(entry, logical))
+    """The tensors of one row of the table, converted, each device's part written straight into its buffer."""
 
-    def read(tensor: Stored) -> jax.Array:
-        return jax.make_array_from_callback(tensor.shape, hf_place, tensor.read)
+    def read(index: tuple[slice, ...]) -> np.ndarray:
+        part = _aligned_empty(
+            tuple(len(range(*at.indices(size))) for at, size in zip(index, shape, strict=True)), dtype
+        )
+        if not entry.is_stacked:
+            _copy(hf_mapping.from_hf(entry, tensors[0].read(hf_mapping.hf_index(entry, index))), part)
+            return part
+        for tensor, layer in zip(tensors[index[0]], part, strict=True):
+            _copy(hf_mapping.from_hf(entry, tensor.read(hf_mapping.hf_index(entry, index[1:]))), layer)
+        return part
 
-    def convert(x: jax.Array) -> jax.Array:
-        return hf_mapping.from_hf(entry, x).astype(dtype)
+    return jax.make_array_from_callback(shape, place, read)
 
-    if not entry.is_stacked:
-        return jax.jit(convert, out_shardings=place)(read(tensors[0]))
-    put = jax.jit(lambda stacked, x, i: stacked.at[i].set(convert(x)), out_shardings=place, donate_argnums=0)
-    stacked = jax.jit(partial(jnp.zeros, variable.get_raw_value().shape, dtype), out_shardings=place)()
-    for i, tensor in enumerate(tensors):
-        stacked = jax.block_until_ready(put(stacked, read(tensor), i))  # one layer in flight, not all of them
-    return stacked
+
+def _aligned_empty(shape: tuple[int, ...], dtype: jnp.dtype) -> np.ndarray:
+    """Memory that a CPU device takes over without a copy: it asks for 64 bytes, numpy gives 16."""
+    size = _num_bytes(shape, dtype)
+    memory = np.empty(size + ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % ALIGNMENT
+    return memory[start : start + size].view(dtype).reshape(shape)
+
+
+def _copy(source: np.ndarray, target: np.ndarray) -> None:
+    """`target[...] = source`, in strips that keep both sides of a transposed matrix in the cache."""
+    if source.ndim < 2 or source.flags.c_contiguous:
+        target[...] = source
+        return
+    for start in range(0, source.shape[1], STRIP):
+        strip = slice(start, start + STRIP)
+        target[:, strip] = source[:, strip].astype(target.dtype)
 
 
 def save(
@@ -198,11 +215,6 @@ def save(
     if hf_mapping.HEAD_KEY in dtypes and config.text.tie_word_embeddings:
         sources[hf_mapping.HEAD_KEY] = sources[hf_mapping.EMBEDDING_KEY]
 
-    @partial(jax.jit, static_argnums=(1, 3))
-    def fetch(weight, entry, i, dtype):
-        layer = weight[i] if entry.is_stacked else weight
-        return hf_mapping.to_hf(entry, layer, config).astype(dtype)
-
     shapes = {
         key: hf_mapping.hf_shape(entry, _layer_shape(entry, params), config) for key, (entry, _) in sources.items()
     }
@@ -217,7 +229,10 @@ def save(
         for key in keys:
             entry, i = sources[key]
             weight = _variable(params, entry.path).get_raw_value()
-            tensors[key] = np.asarray(fetch(weight, entry, i, dtypes[key]))
+            tensors[key] = np.empty(shapes[key], dtypes[key])
+            layer = np.asarray(weight[i] if entry.is_stacked else weight)
+            flat = tensors[key].reshape(len(tensors[key]), -1) if layer.ndim > 1 else tensors[key]
+            _copy(hf_mapping.to_hf(entry, layer), flat)
         safetensors.numpy.save_file(tensors, out / name, metadata={"format": "pt"})
     if len(shards) > 1:
         total = sum(_num_bytes(shapes[key], dtypes[key]) for key in sources)

@@ -172,8 +172,8 @@ def test_gradients_of_every_leaf(pair, conversations, samples):
             leaf = leaf[name]
         for i, key in enumerate(hf_mapping.keys(entry, pair.ours.config)):
             mine = leaf.get_raw_value()[i] if entry.is_stacked else leaf.get_raw_value()
-            mine = np.asarray(hf_mapping.to_hf(entry, mine, pair.ours.config))
-            reference = expected.pop(key)
+            mine = hf_mapping.to_hf(entry, np.asarray(mine))
+            reference = expected.pop(key).reshape(mine.shape)
             norm = np.linalg.norm(reference)
             # Adding a constant to every key moves no softmax: that gradient is rounding noise on both sides.
             floor = 1e-6 if key.endswith("k_proj.bias") else 0.0
