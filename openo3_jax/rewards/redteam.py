@@ -3,6 +3,8 @@
 import dataclasses
 import functools
 import importlib
+import os
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, SupportsFloat
 
@@ -182,14 +184,17 @@ def _total(records: Sequence[dict], completions: Sequence[str], rules: RewardRul
 
 
 def load_reward(name: str) -> UserReward:
-    """`module:function`, imported. Raises: InputError if there is no such thing."""
+    """`module:function`, imported, from the working directory too. Raises: InputError if there is no such thing."""
     module, colon, function = name.partition(":")
     if not colon:
         raise InputError(f"--reward {name!r}; expected module:function, such as my_rewards:score")
+    sys.path.append(os.getcwd())  # an installed program has its own folder there, not the user's
     try:
         found = getattr(importlib.import_module(module), function)
-    except (ImportError, AttributeError) as error:
+    except (ImportError, ValueError, AttributeError) as error:  # ValueError: no name of a module
         raise InputError(f"--reward {name!r}: {error}; the module must be importable from here") from error
+    finally:
+        sys.path.pop()
     if not callable(found):
         raise InputError(f"--reward {name!r} is {type(found).__name__}; expected a function of records and completions")
     return found

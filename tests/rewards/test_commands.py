@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import sys
 
 import numpy as np
 import pytest
@@ -197,7 +198,17 @@ def test_redteam_of_ones_own_reward(monkeypatch):
     assert "own reward" in text
 
 
-@pytest.mark.parametrize("name", ["longest_wins", "no_such_module:f", f"{__name__}:no_such", f"{__name__}:PERFECT"])
+def test_redteam_finds_a_reward_in_the_working_directory(monkeypatch, tmp_path):
+    (tmp_path / "reward_of_mine.py").write_text("def always(records, completions):\n    return [1] * len(records)\n")
+    monkeypatch.chdir(tmp_path)
+    path = list(sys.path)
+    assert redteam.load_reward("reward_of_mine:always")([{}] * 2, ["", ""]) == [1, 1]
+    assert sys.path == path
+
+
+@pytest.mark.parametrize(
+    "name", ["longest_wins", ":f", "no_such_module:f", f"{__name__}:no_such", f"{__name__}:PERFECT"]
+)
 def test_redteam_refuses_what_is_no_reward(name):
     with pytest.raises(InputError, match="--reward"):
         commands.redteam(rules=["paper"], reward=name)
