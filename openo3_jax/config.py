@@ -80,9 +80,15 @@ class TextConfig:
 
     def __post_init__(self):
         if self.hidden_size % self.num_attention_heads:
-            raise InputError(f"config: hidden_size={self.hidden_size} is not a multiple of {self.num_attention_heads=}")
+            raise InputError(
+                f"config: hidden_size={self.hidden_size} is not a multiple of "
+                f"num_attention_heads={self.num_attention_heads}"
+            )
         if self.num_attention_heads % self.num_key_value_heads:
-            raise InputError(f"config: {self.num_attention_heads=} is not a multiple of {self.num_key_value_heads=}")
+            raise InputError(
+                f"config: num_attention_heads={self.num_attention_heads} is not a multiple of "
+                f"num_key_value_heads={self.num_key_value_heads}"
+            )
         if sum(self.mrope_section) * 2 != self.head_dim:
             raise InputError(
                 f"config: mrope_section={list(self.mrope_section)} must add up to half the head size, "

@@ -105,9 +105,10 @@ class SFTBatches:
         config = self._config
         indices = records_of_step(len(self._samples), config.batch_size, config.seed, step)
         chosen = [self._samples[int(i)] for i in indices]
-        longest = max(len(sample.tokens) for sample in chosen)
-        packed = packing.pack_rows(chosen, max(longest, config.max_row_tokens))
-        return [[chosen[i] for i in row] for row in packed]
+        alone = [i for i, sample in enumerate(chosen) if len(sample.tokens) > config.max_row_tokens]
+        together = [i for i in range(len(chosen)) if i not in alone]
+        packed = packing.pack_rows([chosen[i] for i in together], config.max_row_tokens)
+        return [[chosen[i]] for i in alone] + [[chosen[together[i]] for i in row] for row in packed]
 
     def _need(self, rows: list[list[Sample]]) -> packing.Bucket:
         model = self._processor.config

@@ -36,6 +36,8 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
             schedule,
             adam_b1=config.beta1,
             adam_b2=config.beta2,
+            adam_weight_decay=config.weight_decay,
+            eps=config.eps,
             weight_decay=config.weight_decay,
             muon_weight_dimension_numbers=_matrices,
             consistent_rms=MUON_RMS,
@@ -44,7 +46,10 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
 
 
 def _matrices(params: nnx.State):
-    """Kernels are Muon's, one matrix per layer; embeddings, heads, norms and biases are AdamW's."""
+    """Kernels are Muon's, one matrix per layer; embeddings, heads, norms and biases are AdamW's.
+
+    optax gives both Nesterov momentum.
+    """
 
     def choose(path: tuple, variable: nnx.Variable):
         is_matrix = path[-1].key == "kernel"
