@@ -118,32 +118,29 @@ class ModelConfig:
             )
 
     @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> "ModelConfig":
+    def from_hf(cls, config: Mapping[str, Any], *, where: str = "config.json") -> "ModelConfig":
         """Read a `config.json`, flat (transformers 4.x, the hub) or nested under `text_config` (5.x).
 
         Raises InputError for another architecture, a missing field or a variant that is not built here.
         """
         if config.get("model_type") != "qwen2_5_vl":
-            raise InputError(
-                f"config.json: model_type is {config.get('model_type')!r}; expected 'qwen2_5_vl' (Qwen2.5-VL)"
-            )
-        text = {**config, **config.get("text_config", {})}
-        rope = {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
-        text = {**rope, **text}
-        vision = dict(config.get("vision_config", {}))
+            raise InputError(f"{where}: model_type is {config.get('model_type')!r}; expected 'qwen2_5_vl' (Qwen2.5-VL)")
+        text = {**_HF_TEXT_DEFAULTS, **config, **config.get("text_config", {})}
+        text |= {**(text.get("rope_scaling") or {}), **(text.get("rope_parameters") or {})}
+        vision = {**_HF_VISION_DEFAULTS, **config.get("vision_config", {})}
         for old, new in (("in_chans", "in_channels"), ("spatial_patch_size", "patch_size")):
             vision.setdefault(new, vision.get(old, VisionConfig.__dataclass_fields__[new].default))
         for field, expected in (("hidden_act", "silu"), ("use_sliding_window", False)):
             if text.get(field, expected) != expected:
-                raise InputError(f"config.json: {field}={text[field]!r} is not supported; expected {expected!r}")
+                raise InputError(f"{where}: {field}={text[field]!r} is not supported; expected {expected!r}")
         if vision.get("hidden_act", "silu") != "silu":
-            raise InputError(f"config.json: vision_config.hidden_act={vision['hidden_act']!r}; expected 'silu'")
+            raise InputError(f"{where}: vision_config.hidden_act={vision['hidden_act']!r}; expected 'silu'")
         # The hub's flat files tie at the top level; 5.x writes the flag on both levels, the outer one wins there.
         text["tie_word_embeddings"] = config.get("tie_word_embeddings", text.get("tie_word_embeddings", False))
         ids = {f: config[f] for f in ("image_token_id", "video_token_id", "vision_start_token_id") if f in config}
         return cls(
-            text=_read_fields(TextConfig, text, "config.json"),
-            vision=_read_fields(VisionConfig, vision, "config.json: vision_config"),
+            text=_read_fields(TextConfig, text, where),
+            vision=_read_fields(VisionConfig, vision, f"{where}: vision_config"),
             **ids,
         )
 
@@ -168,6 +165,17 @@ class ModelConfig:
             "vision_start_token_id": self.vision_start_token_id,
             "vision_config": {"model_type": "qwen2_5_vl", "hidden_act": "silu", **vision},
         }
+
+
+# What transformers assumes where a config.json is silent (configuration_qwen2_5_vl.py); sizes must be stated.
+_HF_TEXT_DEFAULTS = {"rms_norm_eps": 1e-5, "rope_theta": 1e6}
+_HF_VISION_DEFAULTS = {
+    "depth": 32,
+    "num_heads": 16,
+    "intermediate_size": 3420,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+    "tokens_per_second": 4,
+}
 
 
 def _read_fields(cls: type, values: Mapping[str, Any], where: str) -> Any:

@@ -5,6 +5,7 @@ import math
 
 import jax
 import pytest
+import transformers
 
 import small
 from openo3_jax.config import (
@@ -102,3 +103,17 @@ def test_settings_out_of_range(make, message):
     with pytest.raises(InputError) as caught:
         make()
     assert message in str(caught.value)
+
+
+def test_silence_means_what_transformers_assumes():
+    """A config.json may leave out what equals the defaults of its reader."""
+    settings = QWEN2_5_VL["32b"].to_hf()
+    del settings["rms_norm_eps"], settings["rope_theta"]
+    for field in ("depth", "num_heads", "fullatt_block_indexes", "tokens_per_second", "patch_size"):
+        del settings["vision_config"][field]
+    read = ModelConfig.from_hf(settings)
+    assert (read.text.rms_norm_eps, read.text.rope_theta, read.vision.tokens_per_second) == (1e-5, 1e6, 4)
+    assert (read.vision.depth, read.vision.num_heads, read.vision.patch_size) == (32, 16, 14)
+    assert read.vision.fullatt_block_indexes == (7, 15, 23, 31)
+    theirs = transformers.Qwen2_5_VLConfig(**settings)
+    assert theirs.text_config.rms_norm_eps == 1e-5 and theirs.vision_config.tokens_per_second == 4
