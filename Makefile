@@ -25,7 +25,7 @@ bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/rewards.py
 
 soak: $(VENV)/.installed-test
-	$(BIN)/python -m pytest -m soak $(ARGS)
+	FUZZ_BATCHES=16000 $(BIN)/python -m pytest tests/rewards/test_fuzz.py --timeout=3600 $(ARGS)
 
 clean:
 	rm -rf $(VENV) demo_run
