@@ -135,12 +135,12 @@ def _shape_mask(shape: str, side_px: int) -> np.ndarray:
 
 
 def _encode(frames: UInt8[np.ndarray, "frames height width 3"], fps: int) -> bytes:
-    """An mp4 file; one thread and a fixed quality, so that it is the same each time."""
+    """An mp4 file; one thread and a constant quantiser, without rate control, so that it is the same each time."""
     if "libx264" not in av.codecs_available:
         raise InputError("this build of av has no libx264 encoder; install the av wheel from PyPI")
     file = io.BytesIO()
     with av.open(file, "w", format="mp4") as container:
-        stream = container.add_stream("libx264", rate=fps, options={"crf": "18", "threads": "1"})
+        stream = container.add_stream("libx264", rate=fps, options={"qp": "18", "threads": "1"})
         stream.height, stream.width, stream.pix_fmt = *frames.shape[1:3], "yuv420p"
         for pixels in frames:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, "rgb24")))
