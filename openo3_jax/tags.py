@@ -1,11 +1,12 @@
 """`<think> <answer> <obj> <box> <t>`: values -> text and text -> values. The only grammar of evidence.
 
-Every scanner walks forward with `str.find` and asks no question twice of a character, so its time
+Every scanner walks forward and asks no question twice of a character, so its time
 is linear in the text whatever the text is; no scanner raises on model text.
 """
 
 import json
 import math
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -16,6 +17,9 @@ Number = float | int
 
 THINK, ANSWER, OBJ, BOX, TIME = ("think", "answer", "obj", "box", "t")
 _JSON = json.JSONDecoder()
+# Linear: what they repeat holds no "<", so an attempt ends before the next one begins.
+_PLAIN_TIME = re.compile(r"<t>([\d.]++)</t>s")
+_SPAN = re.compile(r"<t>(\d++(?:\.\d*+)?)</t>s to <t>(\d++(?:\.\d*+)?)</t>s")
 _CLAIM_TO_BOX = "</obj><box>["
 _BOX_TO_TIME = "]</box>at<t>"
 
@@ -146,11 +150,7 @@ def parse_times(text: str) -> list[float | None]:
     Example: `parse_times("<t>3</t>s <t>-1</t>s <t>1.2.3</t>s")` is `[3.0, None]`.
     Source: src/r1-v/src/open_r1/reward_func.py:388-426.
     """
-    return [
-        _to_float(content)
-        for _, content, end in _time_cells(text)
-        if content and text.startswith("</t>s", end) and is_plain_number(content)
-    ]
+    return [_to_float(content) for content in _PLAIN_TIME.findall(text)]
 
 
 def is_plain_number(text: str) -> bool:
@@ -164,30 +164,8 @@ def parse_span(text: str) -> Span | None:
 
     Source: src/r1-v/src/open_r1/reward_func.py:86-182.
     """
-    first, first_end = "", 0
-    for start, content, end in _time_cells(text):
-        is_pair = text[first_end:start] == "</t>s to " and text.startswith("</t>s", end)
-        if is_pair and _is_decimal(first) and _is_decimal(content):
-            return Span(float(first), float(content))
-        first, first_end = content, end
-    return None
-
-
-def _time_cells(text: str) -> Iterator[tuple[int, str, int]]:
-    """Start of every `<t>`, what follows it up to the next `<`, and where that stands."""
-    start = text.find("<t>")
-    while start >= 0:
-        end = text.find("<", start + 3)
-        if end < 0:
-            break
-        yield start, text[start + 3 : end], end
-        start = text.find("<t>", end)
-
-
-def _is_decimal(text: str) -> bool:
-    """Digits, then perhaps a point, then perhaps digits."""
-    whole, _, rest = text.partition(".")
-    return whole.isdecimal() and (not rest or rest.isdecimal())
+    found = _SPAN.search(text)
+    return None if found is None else Span(float(found[1]), float(found[2]))
 
 
 def parse_boxes(text: str) -> list[Box | None]:

@@ -150,11 +150,11 @@ def make_buckets(
     so one long answer costs a small bucket of its own instead of widening the batch. Memory is bounded: many wide
     rows are scored a few at a time.
     """
-    prediction_columns, truth_columns = list(zip(*predictions, strict=True)), list(zip(*truths, strict=True))
+    prediction, truth = _transpose(_PREDICTION, predictions), _transpose(_TRUTH, truths)
     levels = np.stack(
         [
-            _levels(_PREDICTION, PREDICTION_SIZES, prediction_columns, len(truths)),
-            _levels(_TRUTH, TRUTH_SIZES, truth_columns, len(truths)),
+            _levels(_PREDICTION, PREDICTION_SIZES, prediction, len(truths)),
+            _levels(_TRUTH, TRUTH_SIZES, truth, len(truths)),
         ]
     )
     buckets = []
@@ -165,8 +165,8 @@ def make_buckets(
             places = of_level[start : start + most_rows]
             num_rows = max(_FEWEST_ROWS, 1 << (len(places) - 1).bit_length())
             rows = Rows(
-                Prediction(*_stack(_PREDICTION, _sizes(PREDICTION_SIZES, wide), prediction_columns, places, num_rows)),
-                Truth(*_stack(_TRUTH, _sizes(TRUTH_SIZES, tall), truth_columns, places, num_rows)),
+                Prediction(*_stack(_PREDICTION, _sizes(PREDICTION_SIZES, wide), prediction, places, num_rows)),
+                Truth(*_stack(_TRUTH, _sizes(TRUTH_SIZES, tall), truth, places, num_rows)),
                 np.zeros(num_rows),
             )
             rows.progress[: len(places)] = progress[places]
@@ -178,34 +178,46 @@ def _sizes(base: dict[str, int], level: int) -> dict[str, int]:
     return {name: size * _GROWTH**level for name, size in base.items()}
 
 
+class _Entries(NamedTuple):
+    """One field of all rows, and where a row may hold any number of values, how many it holds."""
+
+    of_rows: Sequence[Any]
+    lengths: Int[np.ndarray, " rows"] | None
+
+
+def _transpose(columns: Sequence[_Column], rows: Sequence[tuple]) -> list[_Entries]:
+    entries = []
+    for column, of_rows in zip(columns, zip(*rows, strict=True), strict=False):  # no fields at all for an empty batch
+        counted = isinstance(column.size, str)
+        entries.append(_Entries(of_rows, np.fromiter(map(len, of_rows), np.int64, len(rows)) if counted else None))
+    return entries
+
+
 def _levels(
-    columns: Sequence[_Column], base: dict[str, int], values: Sequence[Sequence[Any]], num_rows: int
+    columns: Sequence[_Column], base: dict[str, int], fields: Sequence[_Entries], num_rows: int
 ) -> Int[np.ndarray, " rows"]:
     """For each row the smallest level whose sizes hold it."""
-    levels = np.zeros(num_rows, np.int64)
-    for column, entries in zip(columns, values, strict=False):  # no values at all for an empty batch
-        if isinstance(column.size, str):
-            sizes = base[column.size] * _GROWTH ** np.arange(16)
-            levels = np.maximum(levels, np.searchsorted(sizes, _lengths(entries)))
-    return levels
-
-
-def _lengths(entries: Sequence[Any]) -> Int[np.ndarray, " rows"]:
-    return np.fromiter(map(len, entries), np.int64, len(entries))
+    longest = {name: np.zeros(num_rows, np.int64) for name in base}
+    for column, (_, lengths) in zip(columns, fields, strict=False):
+        if lengths is not None:
+            np.maximum(longest[column.size], lengths, out=longest[column.size])
+    growth = _GROWTH ** np.arange(16)
+    return np.max([np.searchsorted(size * growth, longest[name]) for name, size in base.items()], axis=0)
 
 
 def _stack(
     columns: Sequence[_Column],
     sizes: dict[str, int],
-    values: Sequence[Sequence[Any]],
+    fields: Sequence[_Entries],
     places: Int[np.ndarray, " real"],
     num_rows: int,
 ) -> list[np.ndarray]:
     """One padded array per field, `[num_rows, size]` or `[num_rows, size, width]`, of the rows at `places`."""
     stacked = []
-    for column, entries in zip(columns, values, strict=True):
+    for column, (entries, lengths) in zip(columns, fields, strict=True):
         if len(places) < len(entries):
             entries = [entries[place] for place in places]
+            lengths = None if lengths is None else lengths[places]
         if column.size is None:
             out = np.full(num_rows, column.fill, column.dtype)
             out[: len(places)] = entries
@@ -213,11 +225,12 @@ def _stack(
             continue
         size = column.size if isinstance(column.size, int) else sizes[column.size]
         out = np.full((num_rows, size) + (column.width,) * (column.width > 1), column.fill, column.dtype)
-        flat = np.array(list(chain.from_iterable(entries)), column.dtype)
+        values = chain.from_iterable(entries)
+        flat = np.fromiter(chain.from_iterable(values) if column.width > 1 else values, column.dtype)
         if isinstance(column.size, int):
             out[: len(places)] = flat.reshape(-1, size)
         else:
-            filled = np.arange(size) < _lengths(entries)[:, None]
+            filled = np.arange(size) < lengths[:, None]
             out[: len(places)][filled] = flat.reshape(-1, *out.shape[2:])
         stacked.append(out)
     return stacked

@@ -59,7 +59,7 @@ class Parsed(NamedTuple):
 
     def buckets(self) -> list[Bucket]:
         """The rows as padded arrays, those of like size together."""
-        with _no_collection():
+        with no_collection():
             return arrays.make_buckets(self.predictions, [gold.truth for gold in self.golds], self.progress)
 
 
@@ -88,7 +88,7 @@ def parse(
     # The record itself is kept beside its reading: a sequence may make records as it goes, and ids are used again.
     read: dict[int, tuple[Any, Gold]] = {}
     golds, predictions = [], []
-    with _no_collection():
+    with no_collection():
         for index, (record, completion) in enumerate(zip(records, completions, strict=True)):
             if not isinstance(completion, str):
                 raise InputError(f"completion {index} is {type(completion).__name__}; expected a string")
@@ -101,10 +101,10 @@ def parse(
 
 
 @contextlib.contextmanager
-def _no_collection() -> Iterator[None]:
+def no_collection() -> Iterator[None]:
     """Pause the cyclic garbage collector: thousands of small lists make it walk the heap, a third of the time.
 
-    No cycle is made in between, so nothing waits for it.
+    No cycle is made in between, so nothing waits for it. Best around all of their life: none is left to walk then.
     """
     if not gc.isenabled():
         yield
@@ -198,7 +198,11 @@ def _read_options(reply: str, option: str) -> list[int]:
 
 def _repeats(values: Iterable[Hashable]) -> list[bool]:
     """True where an equal value came before."""
-    seen: set[Hashable] = set()
+    values = list(values)
+    seen: set[Hashable] = set(values)
+    if len(seen) == len(values):
+        return [False] * len(values)
+    seen.clear()
     repeats = []
     for value in values:
         repeats.append(value in seen)

@@ -40,7 +40,8 @@ def score(
 
     Raises: InputError for a record with a missing field or a wrong type, with its index and the field.
     """
-    return score_parsed(parse.parse(records, completions, progress, sizes), get_rules(rules))
+    with parse.no_collection():
+        return score_parsed(parse.parse(records, completions, progress, sizes), get_rules(rules))
 
 
 def score_parsed(parsed: parse.Parsed, rules: RewardRules) -> Rewards:

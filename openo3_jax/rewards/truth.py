@@ -52,7 +52,7 @@ def read_record(record: Any, index: int, stemmer: Stemmer, sizes: SizeFinder | N
     Raises: InputError for a missing field or a wrong type, with index and field.
     """
     where = f"record {index}"
-    if not isinstance(record, Mapping):
+    if not isinstance(record, _MAPPING):
         raise InputError(f"{where}: got {type(record).__name__}; expected a dict of an STGR record")
     task = _field(record, where, "task", str, "a task name")
     if task not in tasks.TASKS:
@@ -121,6 +121,7 @@ class _Frames(NamedTuple):
     box_object: Sequence[int]
 
 
+_MAPPING, _SEQUENCE = (dict, Mapping), (list, tuple, Sequence)  # abstract classes last: their check is slow
 _NO_IDS: Mapping[str, int] = {}
 _NO_SIZE = (1.0, 1.0)
 _NO_FRAMES = _Frames((), (), True, (), (), (), ())
@@ -132,21 +133,23 @@ def _read_frames(record: Record, where: str) -> _Frames:
     Source: src/r1-v/src/open_r1/trainer/grpo_trainer.py:440-450; src/r1-v/src/open_r1/reward_func.py:337-346.
     """
     key_frames = _field(record, where, "key_frames", list, "a list of {idx, time, path}")
-    key_items = _field(record, where, "key_items", Mapping, "a dict of frame -> object -> boxes")
+    key_items = _field(record, where, "key_items", _MAPPING, "a dict of frame -> object -> boxes")
     times_s, has_items, object_frame, object_names, fractions, box_object = [], [], [], [], [], []
     boxes_ok = True
     for number, frame in enumerate(key_frames):
         at = f"{where}: key_frames[{number}]"
-        if not isinstance(frame, Mapping):
+        if not isinstance(frame, _MAPPING):
             raise InputError(f"{at} is {type(frame).__name__}; expected {{idx, time, path}}")
-        idx = _field(frame, at, "idx", int | str, "a whole number")
-        time_s = _field(frame, at, "time", int | float, "seconds")
+        idx = _field(frame, at, "idx", (int, str), "a whole number")
+        time_s = _field(frame, at, "time", (int, float), "seconds")
         times_s.append(float(time_s) if _is_number(time_s) else math.nan)
         items = key_items.get(str(idx))
         has_items.append(items is not None)
-        if not isinstance(items, Mapping | None):
+        if items is None:
+            continue
+        if not isinstance(items, _MAPPING):
             raise InputError(f"{where}: key_items[{idx!r}] is {type(items).__name__}; expected object -> boxes")
-        for name, boxes in (items or {}).items():
+        for name, boxes in items.items():
             if boxes is None:
                 continue
             if not isinstance(boxes, list):
@@ -194,7 +197,7 @@ def _read_size(record: Record, where: str, field: str) -> tuple[float, float]:
     size = record.get(field)
     if size is None:
         raise InputError(f"{where}: {field} is missing; give [width, height] px, or the media root to find it")
-    if not isinstance(size, Sequence) or len(size) != 2 or not all(_is_number(side) and side > 0 for side in size):
+    if not isinstance(size, _SEQUENCE) or len(size) != 2 or not all(map(_is_number, size)) or min(size) <= 0:
         raise InputError(f"{where}: {field}={size!r}; expected [width, height] in px")
     return float(size[1]), float(size[0])
 
@@ -209,7 +212,7 @@ def _field(record: Record, where: str, field: str, kind: Any, expected: str) -> 
 
 
 def _is_box(value: object) -> bool:
-    return isinstance(value, list) and len(value) == 4 and all([_is_number(item) for item in value])
+    return isinstance(value, list) and len(value) == 4 and all(map(_is_number, value))
 
 
 def _is_number(value: object) -> bool:
