@@ -311,3 +311,78 @@ class SFTConfig:
                 f"sft: steps={self.steps}, batch_size={self.batch_size} and max_row_tokens={self.max_row_tokens} "
                 "must be at least 1"
             )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class AdvantageConfig:
+    """How rewards of a group become advantages. Defaults are the released trainer's (grpo_trainer.py:675-681)."""
+
+    scale: Literal["group", "batch", "none"] = "group"  # deviation to divide by; none: Dr.GRPO (arXiv:2503.20783)
+    std_floor: float = 1e-4  # added to the standard deviation
+    unbiased: bool = True  # divide the sum of squares by one less than the number
+    drop_equal: bool = False  # a group of equal rewards teaches nothing: leave it out of the loss
+
+    def __post_init__(self):
+        if self.std_floor < 0:
+            raise InputError(f"advantages: std_floor={self.std_floor}; expected >= 0")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class GSPOConfig:
+    """Stage two. Defaults are the reference's (run_grpo_video.sh, grpo_trainer.py:306-319).
+
+    A step samples a group for each of `batch_size` prompts, scores it, and makes `minibatches` updates from it.
+    """
+
+    steps: int  # rollouts
+    batch_size: int = 8  # prompts per step, over all devices
+    minibatches: int = 1  # updates per step; each has an equal share of the prompts
+    seed: int = 0  # order of the records, and sampling
+    sampling: SamplingConfig = SamplingConfig(num_samples=4, max_new_tokens=768, top_p=0.95, top_k=50)
+    rules: str = "paper"  # of the rewards: paper, released or hardened
+    cut: Literal["score", "zero", "drop"] = "score"  # completions that reach max_new_tokens: what becomes of them
+    advantages: AdvantageConfig = AdvantageConfig()
+    ratio: Literal["sequence", "token"] = "sequence"  # GSPO (arXiv:2507.18071), or GRPO (arXiv:2402.03300)
+    clip_low: float = 0.2  # the ratio is clipped to [1 - clip_low, 1 + clip_high]
+    clip_high: float = 0.2
+    kl_coef: float = 0.04  # of the divergence from the frozen first policy; 0: no such policy is kept
+    reduction: Literal["sequence_mean", "token_mean"] = "sequence_mean"  # of the loss, over the batch
+    old_logp: Literal["rollout", "recompute"] = "rollout"  # by the sampler, or by the training forward
+    importance_cap: float | None = None  # weigh by min(p_old / p_sampler, cap); needs old_logp="recompute"
+    max_bad_fraction: float = 0.01  # share of prompts whose media may be unreadable before the run stops
+    compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # weights stay float32 in the state
+    remat: bool = True  # keep only the residual stream between layers for the backward pass
+    optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", weight_decay=0.01)
+    video: VideoConfig = VideoConfig()
+
+    def __post_init__(self):
+        if self.steps < 1 or self.batch_size < 1 or self.minibatches < 1:
+            raise InputError(
+                f"gspo: steps={self.steps}, batch_size={self.batch_size} and minibatches={self.minibatches} must be "
+                "at least 1"
+            )
+        if self.batch_size % self.minibatches:
+            raise InputError(f"gspo: minibatches={self.minibatches} do not divide batch_size={self.batch_size} prompts")
+        if self.sampling.num_samples < 2:
+            raise InputError(
+                "gspo: sampling.num_samples=1; a reward is compared with the others of its group, so use at least 2"
+            )
+        if self.sampling.temperature == 0:
+            raise InputError("gspo: sampling.temperature=0 draws the same completion again and again; use 1")
+        if self.clip_low < 0 or self.clip_high < 0 or self.clip_low >= 1 or self.kl_coef < 0:
+            raise InputError(
+                f"gspo: need 0 <= clip_low < 1, clip_high >= 0, kl_coef >= 0; got {self.clip_low}, {self.clip_high}, "
+                f"{self.kl_coef}"
+            )
+        if self.importance_cap is not None and (self.old_logp != "recompute" or self.importance_cap <= 0):
+            raise InputError(
+                f"gspo: importance_cap={self.importance_cap} with old_logp={self.old_logp!r}; expected a positive cap "
+                'and old_logp="recompute": the weights compare the sampler with the training forward'
+            )
+        if not 0 <= self.max_bad_fraction < 1:
+            raise InputError(f"gspo: max_bad_fraction={self.max_bad_fraction}; expected a share in [0, 1)")
+
+    @property
+    def updates(self) -> int:
+        """Of the weights, in the whole run."""
+        return self.steps * self.minibatches

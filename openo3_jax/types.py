@@ -93,3 +93,21 @@ class Batch:
     target_slots: Int[Array, "rows num_targets"]
     targets: Int[Array, "rows num_targets"]
     vision: VisionBatch
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Rollouts:
+    """Prompts with their groups of completions, scored, ready for an update of stage two.
+
+    Row r of `batch` holds prompt r and all of its completions, each on its own branch; its targets are their tokens.
+    `completion[r, j]`: to which completion target j belongs, -1 is padding. `sampled_logp`, `old_logp`: nats, by the
+    sampler, and by the policy that the ratio is taken against. `keep`: False for what the loss leaves out.
+    """
+
+    batch: Batch
+    completion: Int[Array, "rows num_targets"]
+    sampled_logp: Float[Array, "rows num_targets"]
+    old_logp: Float[Array, "rows num_targets"]
+    advantage: Float[Array, "rows group"]
+    keep: Bool[Array, "rows group"]

@@ -20,7 +20,7 @@ Ints = Int[np.ndarray, "..."]
 MERGE_UNIT = 4  # patches that become one visual token in every Qwen2.5-VL
 
 # Smallest step between two sizes of each field of a Bucket.
-_STEPS = {"seq": 128, "patches": 64, "windows": 8, "targets": 32}
+STEPS = {"seq": 128, "patches": 64, "windows": 8, "targets": 32}
 _FRAME_STEPS = {"size": 16, "count": 2}
 
 
@@ -94,18 +94,18 @@ def bucket_for(
     """
     layouts = [windows.patch_layout(_grids(row), vision) for row in samples_per_row]
     needs = [_needs(row, layout, loss_on, image_token_id) for row, layout in zip(samples_per_row, layouts, strict=True)]
-    sizes = {field: _round_up(max((need[field] for need in needs), default=0), step) for field, step in _STEPS.items()}
+    sizes = {field: round_up(max((need[field] for need in needs), default=0), step) for field, step in STEPS.items()}
     frames: dict[int, int] = {}
     for layout in layouts:
-        classes = collections.Counter(_round_up(int(size), _FRAME_STEPS["size"]) for size in _frame_sizes(layout))
+        classes = collections.Counter(round_up(int(size), _FRAME_STEPS["size"]) for size in _frame_sizes(layout))
         for size, count in classes.items():
-            frames[size] = max(frames.get(size, 0), _round_up(count, _FRAME_STEPS["count"]))
+            frames[size] = max(frames.get(size, 0), round_up(count, _FRAME_STEPS["count"]))
     return Bucket(rows=len(samples_per_row) if num_rows is None else num_rows, frames=frames, **sizes)
 
 
 def union(a: Bucket, b: Bucket) -> Bucket:
     """The smallest bucket that holds what either holds."""
-    sizes = {field: max(getattr(a, field), getattr(b, field)) for field in ("rows", *_STEPS)}
+    sizes = {field: max(getattr(a, field), getattr(b, field)) for field in ("rows", *STEPS)}
     frames = {size: max(a.frames.get(size, 0), b.frames.get(size, 0)) for size in {*a.frames, *b.frames}}
     return Bucket(**sizes, frames=frames)
 
@@ -188,7 +188,8 @@ def _place_frames(layout: windows.PatchLayout, bucket: Bucket, index: int) -> tu
     return chosen, place
 
 
-def _round_up(size: int, step: int) -> int:
+def round_up(size: int, step: int) -> int:
+    """The next multiple of the step, which doubles with every doubling of the size from eight steps on."""
     while size >= 8 * step:
         step *= 2
     return -(-size // step) * step

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, SupportsFloat
 import numpy as np
 
 from openo3_jax import tasks
+from openo3_jax.config import AdvantageConfig
 from openo3_jax.errors import InputError
 from openo3_jax.rewards import explain as explanations
 from openo3_jax.rewards import parse, rubric, score, statistics
@@ -159,7 +160,7 @@ def _name_line(path: str, message: str, numbers: Sequence[int]) -> str:
 
 
 def group_advantages(
-    total: np.ndarray, groups: Sequence[str | None], rules: rubric.AdvantageRules | None = None
+    total: np.ndarray, groups: Sequence[str | None], config: AdvantageConfig | None = None
 ) -> np.ndarray:
     """Advantage of each row within its group; nan for rows without one. Groups may differ in size."""
     members: dict[str, list[int]] = {}
@@ -169,7 +170,7 @@ def group_advantages(
     advantage = np.full(len(groups), np.nan, np.float32)
     for size in sorted({len(places) for places in members.values()}):
         places = np.array([places for places in members.values() if len(places) == size])
-        advantage[places] = rubric.advantages(total[places], rules or rubric.AdvantageRules()).advantage
+        advantage[places] = rubric.advantages(total[places], config or AdvantageConfig()).advantage
     return advantage
 
 

@@ -1,14 +1,13 @@
 """Terms -> reward: which apply, their weighted sum, and advantages within a group."""
 
-import dataclasses
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 from jaxtyping import Bool, Float
 
 from openo3_jax import tasks
-from openo3_jax.errors import InputError
+from openo3_jax.config import AdvantageConfig
 from openo3_jax.rewards import answer, format, spatial, temporal
 from openo3_jax.rewards.arrays import Rows, Truth
 from openo3_jax.rewards.rules import TERMS, RuleNumbers
@@ -74,41 +73,43 @@ def term_applies(truth: Truth, evidence: spatial.Evidence, rules: RuleNumbers) -
     return jnp.stack([applies[term] for term in TERMS])
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class AdvantageRules:
-    """How rewards of a group become advantages. Defaults are the released trainer's (grpo_trainer.py:675-681)."""
-
-    scale: Literal["std", "none"] = "std"  # none: Dr.GRPO (arXiv:2503.20783)
-    std_floor: float = 1e-4  # added to the standard deviation
-    unbiased: bool = True  # divide by group - 1
-    drop_equal: bool = False  # a group of equal rewards teaches nothing: leave it out of the loss
-
-    def __post_init__(self):
-        if self.std_floor < 0:
-            raise InputError(f"advantages: std_floor={self.std_floor}; expected >= 0")
-
-
 class Advantages(NamedTuple):
-    """`keep` is False for groups to leave out of the loss."""
+    """`keep` is False for rollouts to leave out of the loss."""
 
     advantage: Float[Array, "prompts group"]
     mean: Float[Array, " prompts"]
     std: Float[Array, " prompts"]
-    keep: Bool[Array, " prompts"]
+    keep: Bool[Array, "prompts group"]
 
 
-def advantages(reward: Float[Array, "prompts group"], rules: AdvantageRules) -> Advantages:
-    """Each rollout's reward relative to its group. 0 in a group of one or of equal rewards.
+def advantages(
+    reward: Float[Array, "prompts group"], config: AdvantageConfig, valid: Bool[Array, "prompts group"] | None = None
+) -> Advantages:
+    """Each rollout's reward relative to its group's. 0 in a group of one or of equal rewards, and where not `valid`.
+
+    What is not `valid` counts neither in its group nor in the loss.
 
     Source: src/r1-v/src/open_r1/trainer/grpo_trainer.py:675-681.
     """
-    group = reward.shape[1]
-    mean = reward.mean(1)
-    centred = reward - mean[:, None]
+    valid = jnp.ones(reward.shape, bool) if valid is None else valid
+    number = valid.sum(1)
+    mean = jnp.where(valid, reward, 0.0).sum(1) / jnp.maximum(number, 1)
+    centred = jnp.where(valid, reward - mean[:, None], 0.0)
     # std = sqrt(sum (r - mean)^2 / (G - 1)), or / G
-    std = jnp.sqrt((centred**2).sum(1) / max(group - rules.unbiased, 1))
-    is_equal = reward.max(1) == reward.min(1)
+    std = jnp.sqrt((centred**2).sum(1) / jnp.maximum(number - config.unbiased, 1))
+    is_equal = jnp.where(valid, reward, -jnp.inf).max(1) <= jnp.where(valid, reward, jnp.inf).min(1)
     # A = (r - mean) / (std + floor)
-    spread = jnp.where(is_equal, 1.0, std + rules.std_floor) if rules.scale == "std" else jnp.ones_like(std)
-    advantage = jnp.where(is_equal[:, None], 0.0, centred / spread[:, None])
-    return Advantages(advantage, mean, std, ~is_equal if rules.drop_equal else jnp.ones_like(is_equal))
+    if config.scale == "none":
+        advantage = centred
+    else:
+        spread = std if config.scale == "group" else _deviation(reward, valid, config.unbiased)
+        advantage = centred / (spread[..., None] + config.std_floor)
+    advantage = jnp.where(is_equal[:, None], 0.0, advantage)
+    return Advantages(advantage, mean, std, valid & ~(is_equal & config.drop_equal)[:, None])
+
+
+def _deviation(reward: Float[Array, "prompts group"], valid: Bool[Array, "prompts group"], unbiased: bool) -> Array:
+    """Standard deviation of all valid rewards of the batch."""
+    number = valid.sum()
+    mean = jnp.where(valid, reward, 0.0).sum() / jnp.maximum(number, 1)
+    return jnp.sqrt(jnp.where(valid, (reward - mean) ** 2, 0.0).sum() / jnp.maximum(number - unbiased, 1))

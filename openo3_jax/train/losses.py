@@ -1,6 +1,7 @@
 """Losses as functions of arrays. The vocabulary is met in chunks of targets; no `[seq, vocab]` array exists."""
 
 from functools import partial
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -14,15 +15,22 @@ CHUNK_LOGITS = 2**26  # logits that exist at a time on one device: 256 MiB in fl
 MIN_CHUNK_TARGETS = 64
 
 
-def target_logp(
+class TargetScores(NamedTuple):
+    """Of each target, nats; 0 for padding. `entropy` is that of the distribution it is drawn from, no gradient."""
+
+    logp: Float[Array, "*targets"]
+    entropy: Float[Array, "*targets"]
+
+
+def target_scores(
     hidden: Float[Array, "rows seq dim"],
     head: Float[Array, "vocab dim"],
     target_slots: Int[Array, "rows num_targets"],
     targets: Int[Array, "rows num_targets"],
     *,
     mesh: Mesh,
-) -> Float[Array, "rows num_targets"]:
-    """Log-probability in nats of each target token given the hidden state at its slot; 0 where the slot is -1.
+) -> TargetScores:
+    """Log-probability of each target token given the hidden state at its slot, and the entropy there.
 
     log p = h . w_target - log sum_v exp(h . w_v), over chunks of targets, recomputed in the backward pass. Runs in
     `shard_map`: the head is gathered over `fsdp` once and its gradient is scattered once, not once per chunk.
@@ -40,16 +48,18 @@ def target_logp(
             jnp.pad(flat, ((0, padding), (0, 0))).reshape(-1, chunk, flat.shape[-1]),
             jnp.pad(wanted, (0, padding)).reshape(-1, chunk),
         )
-        score = jax.checkpoint(lambda chunk: _chunk_logp(*chunk, table))
-        logp = jax.lax.map(score, chunks).reshape(-1)[: len(flat)].reshape(slots.shape)
-        return jnp.where(slots >= 0, logp, 0.0)
+        score = jax.checkpoint(lambda chunk: _chunk_scores(*chunk, table))
+        scores = jax.lax.map(score, chunks)
+        return jax.tree.map(
+            lambda x: jnp.where(slots >= 0, x.reshape(-1)[: len(flat)].reshape(slots.shape), 0.0), scores
+        )
 
     return local(hidden, head, target_slots, targets)
 
 
-def _chunk_logp(
+def _chunk_scores(
     hidden: Float[Array, "chunk dim"], targets: Int[Array, " chunk"], table: Float[Array, "vocab dim"]
-) -> Float[Array, " chunk"]:
+) -> TargetScores:
     """The vocabulary may be split over `tensor`: each device has its part, sums cross devices."""
     logits = jnp.einsum("nd,vd->nv", hidden, table, preferred_element_type=jnp.float32)
     top = jax.lax.pmax(jax.lax.stop_gradient(logits.max(-1)), "tensor")
@@ -58,7 +68,10 @@ def _chunk_logp(
     is_here = (at >= 0) & (at < table.shape[0])
     mine = jnp.take_along_axis(logits, jnp.clip(at, 0, table.shape[0] - 1)[:, None], axis=1)[:, 0]
     score = jax.lax.psum(jnp.where(is_here, mine, 0.0), "tensor")
-    return score - top - jnp.log(total)
+    # H = log sum_v exp(l_v) - sum_v p_v l_v
+    centred = jax.lax.stop_gradient(logits - top[:, None])
+    mean = jax.lax.psum((jnp.exp(centred) * centred).sum(-1), "tensor") / jax.lax.stop_gradient(total)
+    return TargetScores(score - top - jnp.log(total), jax.lax.stop_gradient(jnp.log(total)) - mean)
 
 
 def cross_entropy(

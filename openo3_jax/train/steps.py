@@ -21,8 +21,8 @@ def sft_loss(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch, *, compute
     """Mean cross-entropy in nats per target token of the batch."""
     model = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(compute_dtype), params))
     hidden, _ = model.hidden(batch, remat=remat)
-    logp = losses.target_logp(hidden, model.head, batch.target_slots, batch.targets, mesh=model.mesh)
-    return losses.cross_entropy(logp, batch.target_slots >= 0)
+    scores = losses.target_scores(hidden, model.head, batch.target_slots, batch.targets, mesh=model.mesh)
+    return losses.cross_entropy(scores.logp, batch.target_slots >= 0)
 
 
 def make_sft_step(config: SFTConfig) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:

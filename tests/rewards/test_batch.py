@@ -10,6 +10,7 @@ import reward_cases as cases
 from jax.sharding import NamedSharding, PartitionSpec
 
 from openo3_jax import mesh
+from openo3_jax.config import AdvantageConfig
 from openo3_jax.rewards import arrays, parse, rubric, score
 from openo3_jax.rewards.rules import PAPER, RELEASED, TERMS
 
@@ -122,19 +123,31 @@ GROUPS = np.float32([[1, 2, 3, 4], [2, 2, 2, 2]])  # means 2.5 and 2, unbiased s
 
 
 def test_advantages_by_hand():
-    found = rubric.advantages(GROUPS, rubric.AdvantageRules())
+    found = rubric.advantages(GROUPS, AdvantageConfig())
     expected = np.array([-1.5, -0.5, 0.5, 1.5]) / (np.sqrt(5 / 3) + 1e-4)
     np.testing.assert_allclose(found.advantage, [expected, [0] * 4], rtol=1e-5)
     np.testing.assert_allclose(found.std, [np.sqrt(5 / 3), 0], rtol=1e-6)
-    assert found.keep.tolist() == [True, True]
+    assert found.keep.all()
 
 
 def test_advantage_options():
-    rules = rubric.AdvantageRules(scale="none", drop_equal=True)
-    found = rubric.advantages(GROUPS, rules)
+    config = AdvantageConfig(scale="none", drop_equal=True)
+    found = rubric.advantages(GROUPS, config)
     np.testing.assert_allclose(found.advantage[0], [-1.5, -0.5, 0.5, 1.5], rtol=1e-6)
-    assert found.keep.tolist() == [True, False]
-    biased = rubric.advantages(GROUPS, dataclasses.replace(rules, scale="std", std_floor=0.0, unbiased=False))
+    assert found.keep.tolist() == [[True] * 4, [False] * 4]
+    biased = rubric.advantages(GROUPS, dataclasses.replace(config, scale="group", std_floor=0.0, unbiased=False))
     np.testing.assert_allclose(biased.std[0], np.sqrt(5 / 4), rtol=1e-6)
-    single = rubric.advantages(GROUPS[:, :1], rubric.AdvantageRules())
+    single = rubric.advantages(GROUPS[:, :1], AdvantageConfig())
     assert single.advantage.tolist() == [[0.0], [0.0]]
+    # All eight: mean 2.25, squares 2 * 0.0625 + ... = 5.5, std sqrt(5.5 / 7)
+    batch = rubric.advantages(GROUPS, AdvantageConfig(scale="batch", std_floor=0.0))
+    np.testing.assert_allclose(batch.advantage[0], np.array([-1.5, -0.5, 0.5, 1.5]) / np.sqrt(5.5 / 7), rtol=1e-6)
+
+
+def test_what_is_not_valid_counts_nowhere():
+    """Of 1 2 3 4 the 4 is left out: mean 2, unbiased std 1; of a group without any valid reward nothing is kept."""
+    valid = np.array([[True, True, True, False], [False] * 4])
+    found = rubric.advantages(GROUPS, AdvantageConfig(std_floor=0.0), valid)
+    assert found.advantage.tolist() == [[-1, 0, 1, 0], [0] * 4]
+    assert found.keep.tolist() == valid.tolist()
+    assert found.mean.tolist() == [2, 0] and found.std.tolist() == [1, 0]

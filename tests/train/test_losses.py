@@ -20,13 +20,15 @@ def test_cross_entropy_by_hand():
     assert losses.cross_entropy(logp, jnp.zeros((2, 2), bool)) == 0.0
 
 
-def test_target_logp_by_hand(one_device):
+def test_target_scores_by_hand(one_device):
     """Hidden 1 against a head of ln 1, ln 2, ln 5: probabilities 1/8, 2/8, 5/8."""
     head = np.log(np.float32([[1.0], [2.0], [5.0]]))
     hidden = np.float32([[[1.0], [0.0]]])
     slots, targets = np.int32([[0, 0, 1, -1]]), np.int32([[1, 2, 2, -1]])
-    logp = losses.target_logp(hidden, head, slots, targets, mesh=one_device)
+    logp, entropy = losses.target_scores(hidden, head, slots, targets, mesh=one_device)
     np.testing.assert_allclose(logp[0], np.log([2 / 8, 5 / 8, 1 / 3, 1.0]), atol=1e-6)
+    eighths = -sum(p * np.log(p) for p in (1 / 8, 2 / 8, 5 / 8))
+    np.testing.assert_allclose(entropy[0], [eighths, eighths, np.log(3), 0.0], atol=1e-6)
 
 
 def dense_logp(hidden, head, slots, targets):
@@ -56,7 +58,7 @@ def test_chunks_and_meshes_agree_with_the_dense_formula(monkeypatch, axes, chunk
     @small.jit
     def run(hidden, head, slots, targets, pull):
         def chunked(hidden, head):
-            return losses.target_logp(hidden, head, slots, targets, mesh=mesh)
+            return losses.target_scores(hidden, head, slots, targets, mesh=mesh).logp
 
         def dense(hidden, head):
             return dense_logp(hidden, head, slots, targets)
