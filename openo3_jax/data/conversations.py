@@ -115,12 +115,7 @@ def load_image(
 
     Raises: InputError, with the path if there is one, for what is not a picture or over 200 times as long as wide.
     """
-    pixels = images.load_picture(source)
-    try:
-        height, width = images.smart_resize(*pixels.shape[:2], min_pixels=min_pixels, max_pixels=max_pixels, like=like)
-    except InputError as error:
-        raise InputError(f"{source}: {error}" if isinstance(source, str | os.PathLike) else str(error)) from None
-    return types.Picture(images.resize_picture(pixels, height, width)[None])
+    return types.Picture(images.fit_picture(source, images.Area(min_pixels, max_pixels, like))[0][None])
 
 
 def clip_items(clip: video.Video) -> list[Item]:

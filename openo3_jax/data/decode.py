@@ -2,7 +2,7 @@
 
 import bisect
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from fractions import Fraction
 from typing import NamedTuple
 
@@ -12,10 +12,11 @@ from jaxtyping import Int, UInt8
 
 from openo3_jax.config import VideoConfig
 from openo3_jax.data import images, sampling
-from openo3_jax.data.video import Video
+from openo3_jax.data.video import Inspection, Video
 from openo3_jax.errors import InputError
 
 Pixels = UInt8[np.ndarray, "height width 3"]
+Choice = Callable[[int, float, VideoConfig], Int[np.ndarray, " frames"]]  # number of frames, fps -> which are shown
 
 # A container's average rate is believed when it agrees with its own time stamps to this share.
 _RATE_TOLERANCE = 0.01
@@ -53,12 +54,53 @@ def decode_clip(path: str, config: VideoConfig, *, name: str) -> Video:
 
     Raises: InputError as `video.Decoder.read` does, crash and deadline aside.
     """
-    try:
+    with _named_errors(name):
         index = _read_index(path, config, name)
         if config.decoder == "decord":
             return _decord_video(path, index, config, name)
         video = _video_by_time(path, index, config, name) if index.whole else None
         return video or _video_in_order(path, config, name)
+
+
+def probe_clip(path: str, config: VideoConfig, *, name: str) -> Video:
+    """What `decode_clip` gives, but black; only the first frame is decoded.
+
+    Where the file promises more than can be decoded, `decode_clip` may find fewer frames.
+
+    Raises: InputError as `decode_clip` does.
+    """
+    with _named_errors(name):
+        index = _read_index(path, config, name)
+        if not index.whole:
+            return _video_in_order(path, config, name)
+        with _open(path, config, name) as (container, stream):
+            first = next(container.decode(stream), None)
+            if first is None:
+                raise InputError(f"{name}: no frame can be decoded; expected a whole video file such as mp4")
+            height, width = _upright(first, stream).shape[:2]
+        wanted = sampling.choose_frames(len(index.pts), index.fps, config)
+        size_hw = sampling.frame_size(height, width, len(wanted), config)
+        black = np.broadcast_to(np.uint8(0), (len(wanted), *size_hw, 3))
+        return Video(black, *_times(wanted, index, config), (height, width))
+
+
+def inspect_clip(path: str, config: VideoConfig, *, name: str) -> Inspection:
+    """Decode the first, the middle and the last frame of the file at `path`.
+
+    Raises: InputError as `decode_clip` does.
+    """
+    with _named_errors(name):
+        index = _read_index(path, config, name)
+        video = _video_by_time(path, index, config, name, sampling.choose_ends) if index.whole else None
+        rest = video or _video_in_order(path, config, name, sampling.choose_ends)
+        return Inspection(rest.duration_s, rest.source_hw, video is not None)
+
+
+@contextlib.contextmanager
+def _named_errors(name: str) -> Iterator[None]:
+    """FFmpeg's errors as one line that names the file."""
+    try:
+        yield
     except av.error.FFmpegError as error:
         reason = error.strerror or type(error).__name__
         raise InputError(f"{name}: cannot be decoded ({reason}); expected a whole video file such as mp4") from None
@@ -67,8 +109,8 @@ def decode_clip(path: str, config: VideoConfig, *, name: str) -> Video:
 class _Frames:
     """Collects the chosen frames, each resized at once, so that only one is held at full size."""
 
-    def __init__(self, index: _Index, config: VideoConfig):
-        self.wanted = sampling.choose_frames(len(index.pts), index.fps, config)
+    def __init__(self, index: _Index, config: VideoConfig, choose: Choice = sampling.choose_frames):
+        self.wanted = choose(len(index.pts), index.fps, config)
         self._index, self._config = index, config
         self._source_hw: tuple[int, int] | None = None
         self._resized: list[Pixels] = []
@@ -173,9 +215,11 @@ def _upright(frame: av.VideoFrame, stream: av.VideoStream) -> Pixels:
 # ---- PyAV, by time ----
 
 
-def _video_by_time(path: str, index: _Index, config: VideoConfig, name: str) -> Video | None:
+def _video_by_time(
+    path: str, index: _Index, config: VideoConfig, name: str, choose: Choice = sampling.choose_frames
+) -> Video | None:
     """Seek to each chosen frame; None where one of them does not come out of the decoder in its turn."""
-    frames = _Frames(index, config)
+    frames = _Frames(index, config, choose)
     groups: dict[int, list[int]] = {}  # key frame -> the chosen frames before the next key frame
     for i in frames.wanted:
         key = bisect.bisect_right(index.keys, index.pts[i]) - 1
@@ -243,7 +287,7 @@ def _shown(path: str, config: VideoConfig, name: str) -> Iterator[tuple[av.Video
                 yield frame, stream
 
 
-def _video_in_order(path: str, config: VideoConfig, name: str) -> Video:
+def _video_in_order(path: str, config: VideoConfig, name: str, choose: Choice = sampling.choose_frames) -> Video:
     """Decode the clip twice: to see which frames there are, and to keep the chosen ones.
 
     Frames come out in the order they are shown, so shuffled time stamps (H.264 in AVI) are sorted; where there
@@ -262,7 +306,7 @@ def _video_in_order(path: str, config: VideoConfig, name: str) -> Video:
     ordinals = list(first_with.values())
     last_duration = max(shown, default=(0, 0))[1]
     index = _Index(sorted(first_with), [], last_duration, time_base, rate, True)
-    frames = _Frames(_checked(index, name), config)
+    frames = _Frames(_checked(index, name), config, choose)
     chosen = {ordinals[i] for i in frames.wanted}
     for ordinal, (frame, stream) in enumerate(_shown(path, config, name)):
         if ordinal in chosen:

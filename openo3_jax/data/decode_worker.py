@@ -11,8 +11,11 @@ import signal
 import threading
 from typing import IO, Any
 
+import numpy as np
+
 from openo3_jax.config import VideoConfig
-from openo3_jax.data import decode
+from openo3_jax.data import decode, images
+from openo3_jax.data.video import Video
 from openo3_jax.errors import InputError
 
 _GRACE_S = 5.0  # beyond the deadline, should the parent be gone and the decoder deaf
@@ -43,25 +46,53 @@ def _receive(lines: io.FileIO, requests: queue.SimpleQueue) -> None:
 def _serve(request: dict[str, Any], answers: IO[bytes]) -> None:
     if hasattr(signal, "setitimer"):  # the kernel ends a decode that holds the interpreter lock for ever
         signal.setitimer(signal.ITIMER_REAL, request["deadline_s"] + _GRACE_S)
-    frames = None
+    pixels = None
     try:
-        video = decode.decode_clip(request["path"], VideoConfig(**request["config"]), name=request["name"])
+        header, pixels = _ANSWERS[request["wish"]](request)
     except InputError as error:
         header = {"error": str(error)}
-    else:
-        frames = video.frames
-        header = {
-            "shape": frames.shape,
-            "times_s": video.times_s.tolist(),
-            "duration_s": video.duration_s,
-            "source_hw": video.source_hw,
-        }
     answers.write(json.dumps(header).encode() + b"\n")
-    if frames is not None:
-        answers.write(frames.tobytes())
+    if pixels is not None:
+        answers.write(pixels.tobytes())
     answers.flush()
     if hasattr(signal, "setitimer"):
         signal.setitimer(signal.ITIMER_REAL, 0.0)
+
+
+Answer = tuple[dict[str, Any], np.ndarray | None]  # a header, and the pixels that follow it
+
+
+def _decode(request: dict[str, Any]) -> Answer:
+    video = decode.decode_clip(request["path"], VideoConfig(**request["config"]), name=request["name"])
+    return _video_header(video), video.frames
+
+
+def _probe(request: dict[str, Any]) -> Answer:
+    video = decode.probe_clip(request["path"], VideoConfig(**request["config"]), name=request["name"])
+    return _video_header(video), None
+
+
+def _video_header(video: Video) -> dict[str, Any]:
+    return {
+        "shape": video.frames.shape,
+        "times_s": video.times_s.tolist(),
+        "duration_s": video.duration_s,
+        "source_hw": video.source_hw,
+    }
+
+
+def _inspect(request: dict[str, Any]) -> Answer:
+    inspection = decode.inspect_clip(request["path"], VideoConfig(**request["config"]), name=request["name"])
+    return inspection._asdict(), None
+
+
+def _picture(request: dict[str, Any]) -> Answer:
+    """Opened by its name, so that errors name the file as the user did; both processes stand in one directory."""
+    pixels, source_hw = images.fit_picture(request["name"], images.to_size(request["size"]))
+    return {"shape": pixels.shape, "source_hw": source_hw}, pixels
+
+
+_ANSWERS = {"decode": _decode, "probe": _probe, "inspect": _inspect, "picture": _picture}
 
 
 if __name__ == "__main__":

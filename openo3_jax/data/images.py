@@ -7,8 +7,8 @@ import math
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator
-from typing import Literal
+from collections.abc import Callable, Iterator, Sequence
+from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -16,7 +16,22 @@ from PIL import Image
 
 from openo3_jax.errors import InputError
 
+Decoded = TypeVar("Decoded")
 Rule = Literal["reference", "transformers"]
+
+
+class Area(NamedTuple):
+    """The size of a picture, left to `smart_resize`: an area in px. The defaults are those of the training code.
+
+    Source: Open-o3-Video src/r1-v/src/open_r1/vision_process.py:25-42.
+    """
+
+    min_pixels: int = 4 * 28 * 28
+    max_pixels: int = 256 * 28 * 28
+    like: Rule = "reference"
+
+
+Size = Area | tuple[int, int]  # or height and width in px
 
 MAX_ASPECT_RATIO = 200
 MAX_SIDE_PX = 16_384
@@ -101,7 +116,47 @@ def load_picture(source: str | os.PathLike | Image.Image | np.ndarray) -> UInt8[
     return _decoded(read, name)
 
 
-def _decoded(read: Callable[[], np.ndarray], name: str) -> np.ndarray:
+def fit_picture(
+    source: str | os.PathLike | Image.Image | np.ndarray, size: Size
+) -> tuple[UInt8[np.ndarray, "height width 3"], tuple[int, int]]:
+    """RGB pixels resized to `size`, and the height and width in px before.
+
+    Raises: InputError as `load_picture` does, and for a picture over 200 times as long as wide.
+    """
+    pixels = load_picture(source)
+    source_hw = (pixels.shape[0], pixels.shape[1])
+    return resize_picture(pixels, *_target(source, source_hw, size)), source_hw
+
+
+def probe_picture(source: str | os.PathLike, size: Size) -> tuple[UInt8[np.ndarray, "height width 3"], tuple[int, int]]:
+    """What `fit_picture` gives, but black and without memory; only the header of the file is read."""
+    name = str(os.fspath(source))
+
+    def read() -> tuple[int, int]:
+        with Image.open(source) as picture:
+            _check_side(picture.height, picture.width, name=name)
+            return picture.height, picture.width
+
+    source_hw = _decoded(read, name)
+    return np.broadcast_to(np.uint8(0), (*_target(source, source_hw, size), 3)), source_hw
+
+
+def to_size(numbers: Sequence[int | str]) -> Size:
+    """The size that was sent as a JSON list."""
+    return Area(*numbers) if len(numbers) == len(Area._fields) else (numbers[0], numbers[1])
+
+
+def _target(source: object, source_hw: tuple[int, int], size: Size) -> tuple[int, int]:
+    """Height and width in px after the resize."""
+    if not isinstance(size, Area):
+        return size
+    try:
+        return smart_resize(*source_hw, min_pixels=size.min_pixels, max_pixels=size.max_pixels, like=size.like)
+    except InputError as error:
+        raise InputError(f"{source}: {error}" if isinstance(source, str | os.PathLike) else str(error)) from None
+
+
+def _decoded(read: Callable[[], Decoded], name: str) -> Decoded:
     """What `read` returns, with everything Pillow raises turned into one line that names the picture."""
     try:
         return read()

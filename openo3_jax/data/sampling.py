@@ -36,6 +36,11 @@ def choose_frames(total: int, video_fps: float, config: VideoConfig) -> Int[np.n
     return np.rint(np.linspace(0, total - 1, num_frames)).astype(np.int64)
 
 
+def choose_ends(total: int, video_fps: float, config: VideoConfig) -> Int[np.ndarray, " frames"]:
+    """The first, the middle and the last frame, whatever the settings. Example: of 10 frames [0, 5, 9]."""
+    return np.unique([0, total // 2, total - 1])
+
+
 def frame_size(height: int, width: int, num_frames: int, config: VideoConfig) -> tuple[int, int]:
     """Height and width in px that each frame is resized to, multiples of 28.
 

@@ -5,8 +5,8 @@ Source: Open-o3-Video src/r1-v/src/open_r1/sft_multi_task.py:239-372, trainer/gr
 
 import dataclasses
 import os
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -14,9 +14,11 @@ from openo3_jax import tags, tasks, types
 from openo3_jax.config import VideoConfig
 from openo3_jax.data import annotations, conversations, images, media, prompts, video
 
-# Area in px of a visual QA picture (vision_process.py:25-42).
-MIN_IMAGE_PIXELS = 4 * 28 * 28
-MAX_IMAGE_PIXELS = 256 * 28 * 28
+# Area in px of a visual QA picture.
+MIN_IMAGE_PIXELS, MAX_IMAGE_PIXELS = images.Area().min_pixels, images.Area().max_pixels
+
+# A file and a size -> pixels of that size, and height and width in px before.
+PictureReader = Callable[[str | os.PathLike, images.Size], tuple[np.ndarray, tuple[int, int]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -42,6 +44,43 @@ class Prepared:
         return {**self.record, **sizes}
 
 
+@runtime_checkable
+class Media(Protocol):
+    """Where the pixels of records come from; every method raises InputError for what cannot be read."""
+
+    def clip(self, record: annotations.Record) -> video.Video: ...
+
+    def picture(self, record: annotations.Record) -> tuple[np.ndarray, tuple[int, int]]:
+        """A visual QA picture, resized, and its height and width in px before."""
+
+    def key_frame(
+        self, record: annotations.Record, frame: annotations.KeyFrame, size_hw: tuple[int, int]
+    ) -> np.ndarray:
+        """An annotated frame of the record's clip, resized to `size_hw` px."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Files:
+    """Media in the released layout, read by `read` and `read_picture`."""
+
+    root: str | os.PathLike
+    stage: tasks.Stage
+    config: VideoConfig
+    read: video.Reader
+    read_picture: PictureReader = images.fit_picture
+
+    def clip(self, record: annotations.Record) -> video.Video:
+        return self.read(media.find_media(self.root, record, self.stage), self.config)
+
+    def picture(self, record: annotations.Record) -> tuple[np.ndarray, tuple[int, int]]:
+        return self.read_picture(media.find_media(self.root, record, self.stage), images.Area())
+
+    def key_frame(
+        self, record: annotations.Record, frame: annotations.KeyFrame, size_hw: tuple[int, int]
+    ) -> np.ndarray:
+        return self.read_picture(media.find_key_frame(self.root, record, frame, self.stage), size_hw)[0]
+
+
 def prepare(
     record: annotations.Record,
     root: str | os.PathLike,
@@ -51,18 +90,27 @@ def prepare(
     wording: prompts.Prompts,
     read: video.Reader = video.read_video,
 ) -> Prepared:
+    """`assemble` with the media under `root`.
+
+    Raises: InputError for media that are missing, outside the root or unreadable, and as `assemble` does.
+    """
+    return assemble(record, Files(root, stage, config, read), stage, config=config, wording=wording)
+
+
+def assemble(
+    record: annotations.Record, source: Media, stage: tasks.Stage, *, config: VideoConfig, wording: prompts.Prompts
+) -> Prepared:
     """Frames or picture, question, and in SFT the answer with its boxes in px of what is shown.
 
-    Raises: InputError for media that are missing, outside the root or unreadable, and in SFT for a
-    `<box>[..]</box>` of the texts that does not hold four numbers.
+    Raises: InputError as `source` does, and in SFT for a `<box>[..]</box>` of the texts that does not hold four
+    numbers.
     """
-    path = media.find_media(root, record, stage)
     if record["task"] == tasks.VISUAL:
-        return _prepare_picture(record, path, stage, wording)
-    clip = read(path, config)
+        return _assemble_picture(record, source, stage, wording)
+    clip = source.clip(record)
     shown = _uniform(clip)
     if record["task"] == tasks.TEMPORAL_SPATIAL and config.key_frames != "none":
-        keys = [_key_shown(frame, root, record, clip, stage) for frame in record["key_frames"]]
+        keys = [_key_shown(frame, record, source, clip, stage) for frame in record["key_frames"]]
         merge = _insert_released if config.key_frames == "released" else _insert
         shown = merge(shown, keys, stage)
     if config.key_frames == "released":
@@ -92,14 +140,15 @@ def prepare_all(
         return [prepare(r, root, stage, config=config, wording=wording, read=read) for r in records]
 
 
-def _prepare_picture(
-    record: annotations.Record, path: os.PathLike, stage: tasks.Stage, wording: prompts.Prompts
+def _assemble_picture(
+    record: annotations.Record, source: Media, stage: tasks.Stage, wording: prompts.Prompts
 ) -> Prepared:
-    picture = conversations.load_image(path, min_pixels=MIN_IMAGE_PIXELS, max_pixels=MAX_IMAGE_PIXELS, like="reference")
-    _, height, width, _ = picture.pixels.shape
-    old_size = list(record.get("image_size") or images.load_picture(path).shape[1::-1])
+    pixels, source_hw = source.picture(record)
+    height, width = pixels.shape[:2]
+    old_size = list(record.get("image_size") or source_hw[::-1])
     scale = width / old_size[0], height / old_size[1]
-    messages = _messages(record, [conversations.picture_item(picture)], stage, wording, scale)
+    shown = conversations.picture_item(types.Picture(pixels[None]))
+    messages = _messages(record, [shown], stage, wording, scale)
     return Prepared(record, messages, old_size, [width, height], None)
 
 
@@ -123,15 +172,14 @@ def _uniform(clip: video.Video) -> list[_Shown]:
 
 def _key_shown(
     frame: annotations.KeyFrame,
-    root: str | os.PathLike,
     record: annotations.Record,
+    source: Media,
     clip: video.Video,
     stage: tasks.Stage,
 ) -> _Shown:
     """A key frame at the clip's frame size; the reference labels it with the raw time in SFT, rounded in RL."""
-    pixels = images.load_picture(media.find_key_frame(root, record, frame, stage))
     width, height = clip.size_wh
-    picture = types.Picture(images.resize_picture(pixels, height, width)[None])
+    picture = types.Picture(source.key_frame(record, frame, (height, width))[None])
     label = str(frame["time"]) if stage == "sft" else str(round(frame["time"]))
     return _Shown(picture, float(frame["time"]), label)
 

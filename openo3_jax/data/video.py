@@ -9,12 +9,13 @@ import sys
 import tempfile
 import threading
 from collections.abc import Callable
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float64, UInt8
 
 from openo3_jax.config import VideoConfig
+from openo3_jax.data import images
 from openo3_jax.errors import InputError
 
 _START_DEADLINE_S = 60.0  # imports on a busy machine; not part of the deadline of a decode
@@ -38,6 +39,17 @@ class Video:
     def size_wh(self) -> tuple[int, int]:
         """Width and height in px of the frames, in the order of the records' `image_size`."""
         return self.frames.shape[2], self.frames.shape[1]
+
+
+class Inspection(NamedTuple):
+    """What a look at the first, middle and last frame of a clip tells; `source_hw` as in `Video`.
+
+    `is_whole`: the three come out where the file says they are. Else what is left of the clip counts.
+    """
+
+    duration_s: float
+    source_hw: tuple[int, int]
+    is_whole: bool
 
 
 Reader = Callable[[str | os.PathLike, VideoConfig], Video]
@@ -74,17 +86,45 @@ class Decoder:
         Raises: InputError naming the file when it is missing, empty, no video, unreadable, shorter than two
         frames, too large, or when decoding it crashes or takes longer than `config.deadline_s` seconds.
         """
+        header, frames = self._call("decode", path, config.deadline_s, config=dataclasses.asdict(config))
+        return _to_video(header, frames)
+
+    def probe(self, path: str | os.PathLike, config: VideoConfig) -> Video:
+        """What `read` gives, but black and without memory: how many frames, how large and when.
+
+        Where the file promises more than can be decoded, `read` may find fewer frames. Raises: as `read` does.
+        """
+        header, _ = self._call("probe", path, config.deadline_s, config=dataclasses.asdict(config))
+        return _to_video(header, np.broadcast_to(np.uint8(0), header["shape"]))
+
+    def inspect(self, path: str | os.PathLike, config: VideoConfig) -> Inspection:
+        """Decode the first, the middle and the last frame. Raises: as `read` does."""
+        header, _ = self._call("inspect", path, config.deadline_s, config=dataclasses.asdict(config))
+        return Inspection(header["duration_s"], tuple(header["source_hw"]), header["is_whole"])
+
+    def picture(
+        self, path: str | os.PathLike, size: images.Size, *, deadline_s: float = VideoConfig.deadline_s
+    ) -> tuple[UInt8[np.ndarray, "height width 3"], tuple[int, int]]:
+        """`images.fit_picture` in the decoding process. Raises: as that does, and as `read` does."""
+        header, pixels = self._call("picture", path, deadline_s, size=size)
+        return pixels, tuple(header["source_hw"])
+
+    def _call(
+        self, wish: str, path: str | os.PathLike, deadline_s: float, **wants: Any
+    ) -> tuple[dict[str, Any], UInt8[np.ndarray, "..."] | None]:
+        """The header of the answer, and the pixels if some follow it."""
         name = os.fspath(path)
+        kind = "picture" if wish == "picture" else "video"
         if not os.path.isfile(name):
-            raise InputError(f"{name}: no such video file")
+            raise InputError(f"{name}: no such {kind} file")
         if not os.path.getsize(name):
-            raise InputError(f"{name}: is empty (0 bytes); expected a video file")
-        request = {"path": os.path.abspath(name), "name": name, "config": dataclasses.asdict(config)}
+            raise InputError(f"{name}: is empty (0 bytes); expected a {kind} file")
+        request = {"wish": wish, "path": os.path.abspath(name), "name": name, "deadline_s": deadline_s, **wants}
         with self._lock:
             try:
                 if self._process is None or self._process.poll() is not None:
                     self._start()
-                return self._ask(name, request, config.deadline_s)
+                return self._ask(name, request, deadline_s)
             except InputError:
                 raise
             except BaseException:  # interrupted: the answer, when it comes, would be taken for the next one's
@@ -123,18 +163,20 @@ class Decoder:
         if log is not None:
             log.close()
 
-    def _ask(self, name: str, request: dict[str, Any], deadline_s: float) -> Video:
+    def _ask(
+        self, name: str, request: dict[str, Any], deadline_s: float
+    ) -> tuple[dict[str, Any], UInt8[np.ndarray, "..."] | None]:
         process = self._process
         with _Deadline(process, deadline_s) as deadline:
             with contextlib.suppress(BrokenPipeError):  # it ended: reading tells
-                process.stdin.write(json.dumps({**request, "deadline_s": deadline_s}).encode() + b"\n")
+                process.stdin.write(json.dumps(request).encode() + b"\n")
                 process.stdin.flush()
             answer = process.stdout.readline()
             header = json.loads(answer) if answer.endswith(b"\n") else {}
-            frames = _read_frames(process.stdout, header["shape"]) if "shape" in header else None
-        if frames is not None:
-            times_s = np.array(header["times_s"], np.float64)
-            return Video(frames, times_s, header["duration_s"], tuple(header["source_hw"]))
+            has_pixels = "shape" in header and request["wish"] != "probe"
+            pixels = _read_pixels(process.stdout, header["shape"]) if has_pixels else None
+        if header and "error" not in header and (pixels is not None or not has_pixels):
+            return header, pixels
         if "error" in header:
             raise InputError(header["error"])
         reason = self._last_words()
@@ -175,16 +217,20 @@ class _Deadline:
         self._timer.cancel()
 
 
-def _read_frames(stream: IO[bytes], shape: list[int]) -> UInt8[np.ndarray, "frames height width 3"] | None:
-    """Raw bytes -> frames; None if the stream ends early."""
-    frames = np.empty(shape, np.uint8)
-    rest = memoryview(frames).cast("B")
+def _read_pixels(stream: IO[bytes], shape: list[int]) -> UInt8[np.ndarray, "..."] | None:
+    """Raw bytes -> pixels; None if the stream ends early."""
+    pixels = np.empty(shape, np.uint8)
+    rest = memoryview(pixels).cast("B")
     while rest:
         count = stream.readinto(rest)
         if not count:
             return None
         rest = rest[count:]
-    return frames
+    return pixels
+
+
+def _to_video(header: dict[str, Any], frames: UInt8[np.ndarray, "frames height width 3"]) -> Video:
+    return Video(frames, np.array(header["times_s"], np.float64), header["duration_s"], tuple(header["source_hw"]))
 
 
 def read_video(path: str | os.PathLike, config: VideoConfig, *, decoder: Decoder | None = None) -> Video:
