@@ -3,11 +3,12 @@
 Exit codes: 0 done, 2 the user's mistake, 3 a stated claim did not hold, 130 interrupted.
 """
 
+import contextlib
 import logging
 import os
 import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -15,7 +16,7 @@ import tyro
 from tyro.conf import Positional, UseAppendAction, arg
 
 from openo3_jax import recipes
-from openo3_jax.config import SFTConfig, VideoConfig
+from openo3_jax.config import GSPOConfig, SFTConfig, VideoConfig
 from openo3_jax.errors import InputError
 
 Flat = arg(name="")  # fields of a nested dataclass as flags of their own
@@ -178,11 +179,53 @@ def _sft(recipe: SFTConfig) -> Callable[..., None]:
             mesh: sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp.
             prompts: other wordings, a JSON file.
         """
-        from openo3_jax.train import loop
+        from openo3_jax.train import sft as stage
 
-        loop.run_sft(model=model, data=data, out=out, config=config, mesh=_mesh(mesh), prompts_file=prompts)
+        stage.run_sft(model=model, data=data, out=out, config=config, mesh=_mesh(mesh), prompts_file=prompts)
 
     return sft
+
+
+def _gspo(recipe: GSPOConfig) -> Callable[..., None]:
+    def gspo(
+        *,
+        model: Path,
+        data: Path,
+        out: Path,
+        mesh: str | None = None,
+        prompts: Path | None = None,
+        reference: Path | None = None,
+        reward: str | None = None,
+        config: Annotated[GSPOConfig, Flat] = recipe,
+    ) -> None:
+        """Stage two: sample groups of answers to the records of STGR-RL.json, reward them, learn from the difference.
+
+        Args:
+            model: the Qwen2.5-VL directory to start from, such as the export of a run of stage one.
+            data: the data root in the released layout.
+            out: a new directory for the run.
+            mesh: sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp.
+            prompts: other wordings, a JSON file.
+            reference: the model not to leave too far behind, if it is not the one to start from.
+            reward: a reward of one's own, module:function, called with records and completions.
+        """
+        from openo3_jax.rewards import redteam
+        from openo3_jax.train import gspo as stage
+        from openo3_jax.train import rollout
+
+        own = None if reward is None else rollout.own_reward(redteam.load_reward(reward))
+        stage.run_gspo(
+            model=model,
+            data=data,
+            out=out,
+            config=config,
+            mesh=_mesh(mesh),
+            prompts_file=prompts,
+            reference=reference,
+            reward=own,
+        )
+
+    return gspo
 
 
 def _mesh(text: str | None) -> dict[str, int] | None:
@@ -260,6 +303,47 @@ def redteam(
     print(commands.redteam(**chosen, reward=reward, json_out=_text(json)))
 
 
+def data_check(
+    root: Positional[Annotated[Path, arg(metavar="ROOT")]],
+    *,
+    fix: Path | None = None,
+    json: Path | None = None,
+    jobs: int | None = None,
+) -> int:
+    """Check every record and every media file of a data root; exit code 2 if a problem was found.
+
+    Args:
+        root: the data root in the released layout.
+        fix: a new directory for a copy without the problems; its changes.jsonl says what was changed or left out.
+        json: where to write all problems and notes, one JSON line each.
+        jobs: files looked at side by side; one per core without it.
+    """
+    from openo3_jax.data import check
+
+    with _progress("check") as advance:
+        report = check.check_root(root, jobs=jobs or os.cpu_count() or 1, advance=advance, fix=fix)
+    if json is not None:
+        check.write_jsonl(report, json)
+    print(check.render(report))
+    return 2 if report.problems else 0
+
+
+@contextlib.contextmanager
+def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
+    """A function that is told how much is done, of how much, and shows it on stderr."""
+    from openo3_jax.train import metrics
+
+    with contextlib.ExitStack() as stack:
+        bars: list[metrics.Progress] = []
+
+        def advance(done: int, total: int) -> None:
+            if not bars:
+                bars.append(stack.enter_context(metrics.Progress(what, total)))
+            bars[0].update(done, "")
+
+        yield advance
+
+
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
@@ -294,8 +378,10 @@ VERBS: Verbs = {
     "init-tiny": init_tiny,
     "ask": ask,
     "sft": {name: _sft(recipe) for name, recipe in recipes.SFT.items()},
+    "gspo": {name: _gspo(recipe) for name, recipe in recipes.GSPO.items()},
     "export": export,
     "score": score,
     "redteam": redteam,
+    "data": {"check": data_check},
     "experiment": {"overfit": overfit, "rewards": rewards},
 }

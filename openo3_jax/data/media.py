@@ -45,8 +45,18 @@ def find_media(root: str | os.PathLike, record: Record, stage: tasks.Stage) -> p
     Raises: InputError for a path that leaves the root, a source that no directory is known for, and a missing
     file, with every path tried.
     """
-    field = "image_path" if record["task"] == tasks.VISUAL else "video_path"
+    field = media_field(record)
     return _find(root, _directories(record, stage), record[field], field)
+
+
+def media_field(record: Record) -> str:
+    """The field that names the record's video or picture."""
+    return "image_path" if record["task"] == tasks.VISUAL else "video_path"
+
+
+def is_first_choice(root: str | os.PathLike, record: Record, stage: tasks.Stage, path: str) -> bool:
+    """Whether `path`, which `find_media` gave, lies where the reference looks for it."""
+    return path == os.path.join(root, "videos", _directories(record, stage)[0], record[media_field(record)])
 
 
 def find_key_frame(root: str | os.PathLike, record: Record, key_frame: KeyFrame, stage: tasks.Stage) -> pathlib.Path:

@@ -68,6 +68,7 @@ class Decoder:
         self._process: subprocess.Popen | None = None
         self._log: IO[bytes] | None = None  # what the process writes to stderr
         self._lock = threading.Lock()
+        self._is_closed = False
 
     def __enter__(self) -> "Decoder":
         return self
@@ -76,7 +77,11 @@ class Decoder:
         self.close()
 
     def close(self) -> None:
-        """Stop the process; `read` would start another one."""
+        """End the process, for good; does not wait for a decode that is under way."""
+        self._is_closed = True
+        process = self._process
+        if process is not None:
+            process.kill()
         with self._lock:
             self._stop()
 
@@ -121,6 +126,8 @@ class Decoder:
             raise InputError(f"{name}: is empty (0 bytes); expected a {kind} file")
         request = {"wish": wish, "path": os.path.abspath(name), "name": name, "deadline_s": deadline_s, **wants}
         with self._lock:
+            if self._is_closed:
+                raise RuntimeError("this decoder has been closed")
             try:
                 if self._process is None or self._process.poll() is not None:
                     self._start()

@@ -66,6 +66,10 @@ def test_key_items_may_be_absent_in_sft_only():
         annotations.check_record(record, "rl", where="a")
 
 
+def test_null_key_items_are_empty():
+    assert annotations.check_record(STR | {"key_items": None}, "rl", where="a")["key_items"] == {}
+
+
 BAD = {  # name: (stage, record, field, new value, what the error says); "absent" removes the field
     "unknown task": ("rl", MCQ, "task", "guess", "task='guess' is unknown; expected one of temporal-spatial"),
     "no task": ("rl", MCQ, "task", "absent", "task=None is unknown"),
@@ -88,7 +92,6 @@ BAD = {  # name: (stage, record, field, new value, what the error says); "absent
     "key time negative": ("rl", STR, "key_frames", [{"idx": 0, "time": -1, "path": "a"}], "key_frames"),
     "key idx true": ("rl", STR, "key_frames", [{"idx": True, "time": 1, "path": "a"}], "key_frames"),
     "key path empty": ("rl", STR, "key_frames", [{"idx": 0, "time": 1, "path": ""}], "key_frames"),
-    "items null": ("rl", STR, "key_items", None, "key_items: got null"),
     "items of one frame": ("rl", STR, "key_items", {"0": {}}, "the key frames with idx [1]"),
     "items list": ("rl", STR, "key_items", [], "key_items: got []"),
     "box of three": ("rl", STR, "key_items", {"0": {"cat": [[0, 0, 1]]}, "1": {}}, "key_items: got"),
