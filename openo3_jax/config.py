@@ -312,6 +312,11 @@ class SFTConfig:
                 "must be at least 1"
             )
 
+    @property
+    def updates(self) -> int:
+        """Of the weights, in the whole run."""
+        return self.steps
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class AdvantageConfig:

@@ -8,7 +8,7 @@ from rich import box, console, table
 
 from openo3_jax import experiments, recipes, tags, tiny
 from openo3_jax.data import annotations, synthetic
-from openo3_jax.train import loop, run
+from openo3_jax.train import run, sft
 
 TRAIN_SEED, HELD_OUT_SEED = 0, 1
 STOP_LOSS = 0.05  # nats per target token
@@ -47,7 +47,7 @@ def run_demo(out: Path, *, quick: bool = False) -> tuple[str, bool]:
     say("2/4 a tiny random model")
     tiny.init_tiny(out / "model")
     say("3/4 supervised fine-tuning")
-    policy = loop.run_sft(
+    policy = sft.run_sft(
         model=out / "model",
         data=out / "data",
         out=out / "run",

@@ -11,7 +11,7 @@ from openo3_jax import recipes, tiny
 from openo3_jax.config import SamplingConfig, SFTConfig
 from openo3_jax.data import annotations, prompts, synthetic, transforms
 from openo3_jax.policy import Policy
-from openo3_jax.train import loop, run
+from openo3_jax.train import run, sft
 
 OVERFIT_LOSS = 0.05  # the claim: nats per target token
 STOP_LOSS = 0.004  # training goes on to here, so that greedy decoding repeats every token
@@ -46,7 +46,7 @@ def overfit(*, data: Path | None, out: Path, steps: int = 240, seed: int = 0) ->
         losses.append(values["sft/loss"])
         return losses[-1] < STOP_LOSS
 
-    policy = loop.run_sft(model=out / "model", data=data, out=out / "run", config=config, stop=has_learned)
+    policy = sft.run_sft(model=out / "model", data=data, out=out / "run", config=config, stop=has_learned)
     policy.save_pretrained(out / "export")
     _plot(losses, out / "overfit.png")
     pairs = answers(policy, records, data, config)

@@ -65,6 +65,10 @@ class Policy:
         """The decoder's weights as decoding wants them, made on first use and kept: a second copy of them."""
         return _sampling_layout(self.graphdef, self.params)
 
+    def without_weights(self) -> "Policy":
+        """The same with shapes in the place of weights, which may then leave the memory."""
+        return dataclasses.replace(self, params=jax.eval_shape(lambda params: params, self.params))
+
     def encode(self, conversations: Sequence[Conversation]) -> list[Sample]:
         """Read the media and tokenise. Raises InputError naming the conversation's part or the file."""
         if not conversations:
@@ -79,13 +83,22 @@ class Policy:
             conversation, **sizing, config=self.video, video_mode=self.video_mode, read=read
         )
 
-    def batch(self, samples: Sequence[Sample]) -> Batch:
-        """One row per sample, padded to a bucket and to the mesh's rows, on the devices."""
-        ways = mesh_lib.mesh_size(self.mesh, mesh_lib.LOGICAL_AXES["rows"])
+    def batch(self, samples: Sequence[Sample], bucket: packing.Bucket | None = None) -> Batch:
+        """One row per sample, padded to a bucket (None: the smallest) with the mesh's rows, on the devices."""
         rows = [[sample] for sample in samples]
-        bucket = packing.bucket_for(rows, self.config.vision, num_rows=-(-len(rows) // ways) * ways)
-        batch = packing.make_batch(rows, bucket, self.config, pad_id=self.processor.pad_id)
+        batch = packing.make_batch(rows, bucket or self.bucket(samples), self.config, pad_id=self.processor.pad_id)
         return mesh_lib.shard_rows(batch, self.mesh)
+
+    def bucket(self, samples: Sequence[Sample]) -> packing.Bucket:
+        """The smallest bucket with a row for each sample whose rows the mesh divides."""
+        return packing.bucket_for(
+            [[sample] for sample in samples], self.config.vision, num_rows=self.round_rows(len(samples))
+        )
+
+    def round_rows(self, rows: int) -> int:
+        """The next number of rows that the mesh's devices share equally."""
+        ways = mesh_lib.mesh_size(self.mesh, mesh_lib.LOGICAL_AXES["rows"])
+        return -(-rows // ways) * ways
 
     def logits(self, conversations: Sequence[Conversation]) -> list[Float[np.ndarray, "seq vocab"]]:
         """Scores of the next token at every slot of each conversation, float32, unpadded."""
@@ -121,11 +134,17 @@ class Policy:
         return self.continue_samples(self.encode(conversations), config, seeds, ban_special=ban_special)
 
     def continue_samples(
-        self, samples: Sequence[Sample], config: SamplingConfig, seeds: Sequence[int], *, ban_special: bool = True
+        self,
+        samples: Sequence[Sample],
+        config: SamplingConfig,
+        seeds: Sequence[int],
+        *,
+        ban_special: bool = True,
+        bucket: packing.Bucket | None = None,
     ) -> Generations:
-        """`generate` for prompts that are tokenised already, one seed each."""
+        """`generate` for prompts that are tokenised already, one seed each; one program for each bucket."""
         max_new_tokens = config.max_new_tokens
-        batch = self.batch(samples)
+        batch = self.batch(samples, bucket)
         rows = batch.tokens.shape[0]
         last_slots = np.zeros(rows, np.int32)
         last_slots[: len(samples)] = [len(sample.tokens) - 1 for sample in samples]

@@ -3,7 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
-from openo3_jax.config import OptimizerConfig, SFTConfig, VideoConfig
+from openo3_jax.config import GSPOConfig, OptimizerConfig, SamplingConfig, SFTConfig, VideoConfig
 
 
 def sft_7b() -> SFTConfig:
@@ -46,4 +46,46 @@ def demo_quick() -> SFTConfig:
     return dataclasses.replace(demo(), steps=8)
 
 
+def gspo_7b() -> GSPOConfig:
+    """The paper's second stage: one epoch of STGR-RL-36k (37,228 records) after `sft_7b`, groups of 4.
+
+    openo3 gspo gspo_7b --model EXPORTED_SFT --data DATA_ROOT --out RUN
+    Hardware: 8 x H100 80 GB. Not run by us: no weights, data or accelerators were at hand.
+    Source: Open-o3-Video src/scripts/run_grpo_video.sh, grpo_trainer.py:306-319.
+    """
+    return GSPOConfig(steps=4654)
+
+
+def gspo_7b_offpolicy() -> GSPOConfig:
+    """`gspo_7b` with groups of 8 and four updates per rollout, clipped as in the GSPO paper (arXiv:2507.18071, 5.1)."""
+    base = gspo_7b()
+    sampling = dataclasses.replace(base.sampling, num_samples=8)
+    return dataclasses.replace(base, sampling=sampling, minibatches=4, clip_low=3e-4, clip_high=4e-4)
+
+
+def grpo_7b() -> GSPOConfig:
+    """`gspo_7b` with the ratio of each token (GRPO, arXiv:2402.03300)."""
+    return dataclasses.replace(gspo_7b(), ratio="token")
+
+
+def gspo_tiny() -> GSPOConfig:
+    """A tiny model after `sft_tiny` on a handful of clips, small frames, on a CPU."""
+    return GSPOConfig(
+        steps=60,
+        batch_size=8,
+        sampling=SamplingConfig(num_samples=8, max_new_tokens=192),
+        compute_dtype="float32",
+        remat=False,
+        max_bad_fraction=0.0,
+        optimizer=OptimizerConfig(learning_rate=3e-4, schedule="cosine", clip_norm=1.0),
+        video=VideoConfig(min_pixels=16 * 28 * 28, max_pixels=16 * 28 * 28),
+    )
+
+
 SFT: Mapping[str, SFTConfig] = {"sft_tiny": sft_tiny(), "sft_7b": sft_7b()}
+GSPO: Mapping[str, GSPOConfig] = {
+    "gspo_tiny": gspo_tiny(),
+    "gspo_7b": gspo_7b(),
+    "gspo_7b_offpolicy": gspo_7b_offpolicy(),
+    "grpo_7b": grpo_7b(),
+}

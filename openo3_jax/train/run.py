@@ -4,13 +4,14 @@ import dataclasses
 import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Literal
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
-from openo3_jax.config import SFTConfig, VideoConfig
+from openo3_jax.config import GSPOConfig, SFTConfig, VideoConfig
 from openo3_jax.data import tokens
 from openo3_jax.errors import InputError
 from openo3_jax.models import qwen2_5_vl
@@ -28,14 +29,15 @@ def check_new(out: Path) -> None:
         raise InputError(f"{out}: exists and is not an empty directory; choose another place for the run")
 
 
-def create(out: Path, policy: policy_lib.Policy, config: SFTConfig) -> None:
+def create(out: Path, policy: policy_lib.Policy, stage: Literal["sft", "gspo"], config: SFTConfig | GSPOConfig) -> None:
     """Write everything that is known before the first step."""
     files = out / MODEL_FILES
     files.mkdir(parents=True)
     policy_lib.copy_model_files(policy.directory, files)
     settings = {
         "model": str(policy.directory),
-        "sft": dataclasses.asdict(config),
+        "stage": stage,
+        "config": dataclasses.asdict(config),
         "dtypes": {key: dtype.name for key, dtype in policy.dtypes.items()},
     }
     (out / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
@@ -56,6 +58,6 @@ def load(directory: Path, *, mesh: Mapping[str, int] | Mesh | None = None) -> po
         processor=processor,
         directory=directory / MODEL_FILES,
         dtypes={key: jnp.dtype(name) for key, name in settings["dtypes"].items()},
-        video=VideoConfig(**settings["sft"]["video"]),
+        video=VideoConfig(**settings["config"]["video"]),
         video_mode="frames",
     )

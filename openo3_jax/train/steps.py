@@ -8,21 +8,26 @@ import optax
 from flax import nnx
 
 from openo3_jax import mesh as mesh_lib
-from openo3_jax.config import SFTConfig
-from openo3_jax.train import losses
+from openo3_jax.config import GSPOConfig, SFTConfig
+from openo3_jax.train import losses, policy_loss
 from openo3_jax.train import optimizer as optimizer_lib
 from openo3_jax.train.state import TrainState
-from openo3_jax.types import Array, Batch
+from openo3_jax.types import Array, Batch, Rollouts
 
 Metrics = dict[str, Array]
+Config = SFTConfig | GSPOConfig
 
 
-def sft_loss(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch, *, compute_dtype: str, remat: bool) -> Array:
+def score_batch(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch, config: Config) -> losses.TargetScores:
+    """Log-probability and entropy of every target, in nats, computed as the config says."""
+    model = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(config.compute_dtype), params))
+    hidden, _ = model.hidden(batch, remat=config.remat)
+    return losses.target_scores(hidden, model.head, batch.target_slots, batch.targets, mesh=model.mesh)
+
+
+def sft_loss(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch, config: SFTConfig) -> Array:
     """Mean cross-entropy in nats per target token of the batch."""
-    model = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(compute_dtype), params))
-    hidden, _ = model.hidden(batch, remat=remat)
-    scores = losses.target_scores(hidden, model.head, batch.target_slots, batch.targets, mesh=model.mesh)
-    return losses.cross_entropy(scores.logp, batch.target_slots >= 0)
+    return losses.cross_entropy(score_batch(graphdef, params, batch, config).logp, batch.target_slots >= 0)
 
 
 def make_sft_step(config: SFTConfig) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
@@ -30,24 +35,72 @@ def make_sft_step(config: SFTConfig) -> Callable[[TrainState, Batch], tuple[Trai
 
     Metrics: `loss` (nats per target token), `grad_norm` (before clipping), `learning_rate`, `targets` (their number).
     """
-    optimizer = optimizer_lib.make_optimizer(config.optimizer, config.steps)
-    schedule = optimizer_lib.make_schedule(config.optimizer, config.steps)
 
     def sft_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        def loss_of(params: nnx.State) -> Array:
-            return sft_loss(state.graphdef, params, batch, compute_dtype=config.compute_dtype, remat=config.remat)
-
-        loss, grads = jax.value_and_grad(loss_of)(state.params)
-        updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-        metrics = {
-            "loss": loss,
-            "grad_norm": optax.tree.norm(grads),
-            "learning_rate": jnp.asarray(schedule(state.step)),
-            "targets": (batch.target_slots >= 0).sum(),
-        }
-        params = optax.apply_updates(state.params, updates)
-        new = TrainState(state.step + 1, params, opt_state, state.graphdef)
-        mesh = nnx.merge(state.graphdef, params).mesh
-        return jax.lax.with_sharding_constraint(new, mesh_lib.state_shardings(new, mesh)), metrics
+        loss, grads = jax.value_and_grad(lambda params: sft_loss(state.graphdef, params, batch, config))(state.params)
+        state, metrics = _update(state, grads, config)
+        return state, {"loss": loss, **metrics, "targets": (batch.target_slots >= 0).sum()}
 
     return jax.jit(sft_step, donate_argnums=0)
+
+
+def gspo_loss(
+    graphdef: nnx.GraphDef, params: nnx.State, reference: nnx.State | None, rollouts: Rollouts, config: GSPOConfig
+) -> tuple[Array, Metrics]:
+    """The policy loss of the rollouts and what to log of it; no gradient reaches the reference."""
+    scores = score_batch(graphdef, params, rollouts.batch, config)
+    reference_logp = None if reference is None else score_batch(graphdef, reference, rollouts.batch, config).logp
+    parts = policy_loss.policy_loss(
+        scores.logp,
+        rollouts.old_logp,
+        reference_logp,
+        rollouts.sampled_logp,
+        rollouts.completion,
+        rollouts.advantage,
+        rollouts.keep,
+        config,
+    )
+    is_target = rollouts.completion >= 0
+    number = jnp.maximum(is_target.sum(dtype=jnp.float32), 1)
+    gap = jnp.abs(scores.logp - rollouts.sampled_logp)
+    return parts.loss, {
+        **parts._asdict(),
+        "entropy": scores.entropy.sum() / number,
+        "logp_gap_mean": jnp.where(is_target, gap, 0.0).sum() / number,
+        "logp_gap_max": jnp.where(is_target, gap, 0.0).max(initial=0.0),
+    }
+
+
+def make_gspo_step(config: GSPOConfig) -> Callable[[TrainState, Rollouts], tuple[TrainState, Metrics]]:
+    """The jitted update of stage two. The state is donated: use the one it returns; its reference never changes.
+
+    Metrics: `loss`, `policy` (loss without the divergence), `kl`, `ratio`, `clip_fraction`, `entropy`, and
+    `logp_gap_mean`, `logp_gap_max` between the training forward and the sampler, nats; `grad_norm`, `learning_rate`.
+    """
+
+    def gspo_step(state: TrainState, rollouts: Rollouts) -> tuple[TrainState, Metrics]:
+        def loss_of(params: nnx.State) -> tuple[Array, Metrics]:
+            return gspo_loss(state.graphdef, params, state.reference, rollouts, config)
+
+        grads, parts = jax.grad(loss_of, has_aux=True)(state.params)
+        state, metrics = _update(state, grads, config)
+        return state, {**parts, **metrics}
+
+    return jax.jit(gspo_step, donate_argnums=0)
+
+
+def make_score_step(config: GSPOConfig) -> Callable[[TrainState, Batch], Array]:
+    """The jitted forward of training: log-probability of every target, nats, for `old_logp="recompute"`."""
+    return jax.jit(lambda state, batch: score_batch(state.graphdef, state.params, batch, config).logp)
+
+
+def _update(state: TrainState, grads: nnx.State, config: Config) -> tuple[TrainState, Metrics]:
+    """One step of the optimizer; the new state lives where the old one did."""
+    optimizer = optimizer_lib.make_optimizer(config.optimizer, config.updates)
+    schedule = optimizer_lib.make_schedule(config.optimizer, config.updates)
+    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
+    params = optax.apply_updates(state.params, updates)
+    new = TrainState(state.step + 1, params, opt_state, state.reference, state.graphdef)
+    mesh = nnx.merge(state.graphdef, params).mesh
+    metrics = {"grad_norm": optax.tree.norm(grads), "learning_rate": jnp.asarray(schedule(state.step))}
+    return jax.lax.with_sharding_constraint(new, mesh_lib.state_shardings(new, mesh)), metrics

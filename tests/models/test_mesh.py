@@ -8,11 +8,13 @@ from jax.sharding import PartitionSpec
 
 import small
 from openo3_jax import mesh as mesh_lib
+from openo3_jax.config import SFTConfig
 from openo3_jax.errors import InputError
 from openo3_jax.models import qwen2_5_vl
 from openo3_jax.train import steps
 
 CONFIG = small.model_config()
+SFT = SFTConfig(steps=1, compute_dtype="float32", remat=False)
 
 
 @pytest.mark.parametrize(
@@ -92,7 +94,7 @@ def loss_and_gradients(axes):
     @small.jit
     def run(params, batch):
         def loss(params):
-            return steps.sft_loss(graphdef, params, batch, compute_dtype="float32", remat=False)
+            return steps.sft_loss(graphdef, params, batch, SFT)
 
         return jax.value_and_grad(loss)(params)
 

@@ -10,10 +10,13 @@ import torch
 from flax import nnx
 
 from openo3_jax import types
+from openo3_jax.config import SFTConfig
 from openo3_jax.data import packing
 from openo3_jax.models import attention, hf_mapping, rope, text
 from openo3_jax.train import steps
 from parity import hf
+
+SFT = SFTConfig(steps=1, compute_dtype="float32")
 
 pytestmark = pytest.mark.usefixtures("strict_dtypes")
 
@@ -150,11 +153,9 @@ def test_gradients_of_every_leaf(pair, conversations, samples):
     """Mean cross-entropy over all text of the padded batch, three rows with pictures, one without; with remat."""
     bucket = packing.bucket_for([[s] for s in samples], pair.ours.config.vision, loss_on="released")
     batch = packing.make_batch([[s] for s in samples], bucket, pair.ours.config, loss_on="released")
-    loss, grads = jax.jit(
-        jax.value_and_grad(
-            lambda params: steps.sft_loss(pair.ours.graphdef, params, batch, compute_dtype="float32", remat=True)
-        )
-    )(pair.ours.params)
+    loss, grads = jax.jit(jax.value_and_grad(lambda params: steps.sft_loss(pair.ours.graphdef, params, batch, SFT)))(
+        pair.ours.params
+    )
 
     pair.theirs.zero_grad()
     inputs = hf.encode(pair.processor, conversations)

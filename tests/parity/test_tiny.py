@@ -12,7 +12,7 @@ import transformers
 from openo3_jax import experiments, policy, recipes, tiny
 from openo3_jax.config import VideoConfig
 from openo3_jax.data import annotations, prompts, synthetic, transforms
-from openo3_jax.train import loop, run
+from openo3_jax.train import run, sft
 from parity import hf
 
 
@@ -61,7 +61,7 @@ def learned(directory, tmp_path_factory, one_device):
         video=VideoConfig(max_frames=4, min_pixels=6 * 28 * 28, max_pixels=6 * 28 * 28),
     )
     with jax.default_matmul_precision("highest"):
-        trained = loop.run_sft(
+        trained = sft.run_sft(
             model=directory,
             data=root / "data",
             out=root / "run",

@@ -76,6 +76,7 @@ def test_chunks_and_meshes_agree_with_the_dense_formula(monkeypatch, axes, chunk
 # ---- packed rows ----
 
 CONFIG = small.model_config()
+SFT = SFTConfig(steps=1, compute_dtype="float32", remat=False)
 SAMPLES = [
     small.sample(CONFIG, prompt=5, answer=7, pictures=[(4, 6), (10, 4)]),
     small.sample(CONFIG, prompt=3, answer=4),
@@ -91,7 +92,7 @@ def loss_and_gradients(one_device):
     @small.jit
     def run(params, batch):
         def loss(params):
-            return steps.sft_loss(graphdef, params, batch, compute_dtype="float32", remat=False)
+            return steps.sft_loss(graphdef, params, batch, SFT)
 
         return jax.value_and_grad(loss)(params)
 
@@ -138,7 +139,7 @@ def test_the_step_holds_no_logits_of_a_row_and_no_pairs_of_patches(one_device, m
 
     training = SFTConfig(steps=1, compute_dtype="float32")
     opt_state = optimizer.make_optimizer(training.optimizer, 1).init(params)
-    before = state.TrainState(step=jnp.int32(0), params=params, opt_state=opt_state, graphdef=graphdef)
+    before = state.TrainState(step=jnp.int32(0), params=params, opt_state=opt_state, reference=None, graphdef=graphdef)
     program = jax.make_jaxpr(lambda *args: steps.make_sft_step(training)(*args))(before, batch)
     shapes = set(small.shapes_in(program))
     assert any(seq in shape for shape in shapes) and any(patches in shape for shape in shapes)

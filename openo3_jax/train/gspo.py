@@ -1,0 +1,182 @@
+"""Stage two: prompts -> groups of answers -> rewards -> a policy that answers better."""
+
+import dataclasses
+import json
+import time
+from collections.abc import Mapping
+from pathlib import Path
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from openo3_jax import policy as policy_lib
+from openo3_jax.config import GSPOConfig
+from openo3_jax.data import annotations, prompts, rl_prompts
+from openo3_jax.errors import InputError
+from openo3_jax.train import loop, rollout, run, steps
+from openo3_jax.train import state as state_lib
+from openo3_jax.train.state import TrainState
+
+SAMPLES = "samples.jsonl"  # every completion with its record and rewards; `openo3 score` reads it
+BAD_SAMPLES = "bad_samples.jsonl"
+
+
+def run_gspo(
+    *,
+    model: Path,
+    data: Path,
+    out: Path,
+    config: GSPOConfig,
+    mesh: Mapping[str, int] | Mesh | None = None,
+    prompts_file: Path | None = None,
+    reference: Path | None = None,
+    reward: rollout.Reward | None = None,
+    stop: loop.StopRule | None = None,
+) -> policy_lib.Policy:
+    """Train `model` on the questions of `data/json_data/STGR-RL.json`, write the run into `out`, return the policy.
+
+    `reference`: the model not to leave too far behind, None for `model` itself. `reward`: one of the caller's own,
+    None for this package's under `config.rules`. `out` is as that of `run_sft`, with samples.jsonl.
+    Raises: InputError for an `out` that is not empty, no or bad records, too many unreadable media, a reference of
+    another shape, a reward or a loss that is not finite.
+    """
+    run.check_new(out)
+    records = annotations.load_stage(data, "rl")
+    if not records:
+        raise InputError(f"{data}: its {annotations.STAGE_FILES['rl']} holds no records; expected at least one")
+    wording = prompts.load_prompts(prompts_file)
+    policy = policy_lib.load_pretrained(model, mesh=mesh, video=config.video)
+    anchor = None if reference is None else policy_lib.load_pretrained(reference, mesh=policy.mesh)
+    state = state_lib.make_state(policy, config, reference=anchor)
+    policy, anchor = policy.without_weights(), None  # the state has its own copies
+    with rl_prompts.Prompts(records, data, policy.processor, config, wording) as source:
+        source(0)  # reads the media of the first step before anything is written
+        run.create(out, policy, "gspo", config)
+        max_bad = int(config.max_bad_fraction * len(records))
+        stage = _GSPO(policy, source, config, reward or rollout.rubric_reward(config.rules), out, max_bad)
+        state = loop.train(stage, state, out=out, steps=config.steps, stop=stop)
+    return dataclasses.replace(policy, params=state.params)
+
+
+class _GSPO:
+    name = "gspo"
+    headline = "reward/total"
+
+    def __init__(
+        self,
+        policy: policy_lib.Policy,  # without weights
+        source: rl_prompts.Prompts,
+        config: GSPOConfig,
+        reward: rollout.Reward,
+        out: Path,
+        max_bad: int,  # records
+    ):
+        self._policy = policy
+        self._source = source
+        self._config = config
+        self._reward = reward
+        self._out = out
+        self._max_bad = max_bad
+        self._bad: dict[int, str] = {}
+        self._prompt_bucket, self._group_bucket = rollout.GrowingBucket(), rollout.GrowingBucket()
+        self._cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(config.compute_dtype), params))
+        self._score = steps.make_score_step(config)
+        self._step = steps.make_gspo_step(config)
+
+    def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
+        clock = _Clock()
+        good, bad = self._source(step)
+        self._note_bad(step, bad)
+        values = {"data/bad_records": float(len(self._bad))}
+        if not good:
+            return state, values
+        clock.lap("data")
+        out = self._sample(state, good, step)
+        clock.lap("rollout")
+        progress = (step + 1) / self._config.steps
+        sampled = rollout.Groups(good, out, *rollout.judge(good, out, self._config, self._reward, progress))
+        self._write_samples(sampled, step, progress)
+        clock.lap("reward")
+        state, measured = self._update(state, sampled)
+        clock.lap("update")
+        new = sum(len(tokens) for group in out.tokens for tokens in group)
+        trained = new + sum(len(prompt.sample.tokens) for prompt in good)
+        rates = {
+            "time/rollout_tokens_per_s": new / clock.seconds["rollout"],
+            "time/update_tokens_per_s": trained / clock.seconds["update"],
+        }
+        times = {f"time/{phase}_s": seconds for phase, seconds in clock.seconds.items()}
+        return state, values | measured | rollout.summarize(sampled) | times | rates
+
+    def _sample(self, state: TrainState, good: list[rl_prompts.Prompt], step: int) -> policy_lib.Generations:
+        config = self._config
+        policy = dataclasses.replace(self._policy, params=self._cast(state.params))
+        samples = [prompt.sample for prompt in good]
+        need = dataclasses.replace(policy.bucket(samples), rows=policy.round_rows(config.batch_size))
+        seeds = rollout.prompt_seeds(config.seed, step, len(good))
+        return policy.continue_samples(samples, config.sampling, seeds, bucket=self._prompt_bucket(need))
+
+    def _update(self, state: TrainState, sampled: rollout.Groups) -> tuple[TrainState, dict[str, float]]:
+        """One update for each minibatch in which something is kept; the others are counted."""
+        size = self._config.batch_size // self._config.minibatches
+        slices = [slice(start, start + size) for start in range(0, len(sampled.prompts), size)]
+        kept = [rows for rows in slices if sampled.advantages.keep[rows].any()]
+        batches = [
+            rollout.make_rollouts(self._policy, sampled, rows, self._config, self._group_bucket) for rows in kept
+        ]
+        if self._config.old_logp == "recompute":  # before the first update: all of it is one old policy's
+            batches = [dataclasses.replace(b, old_logp=self._score(state, b.batch)) for b in batches]
+        found: list[dict[str, float]] = []
+        for batch in batches:
+            state, measured = self._step(state, batch)
+            found.append({name: float(value) for name, value in measured.items()})
+        values = {f"gspo/{name}": float(np.mean([one[name] for one in found])) for name in (found[0] if found else ())}
+        for name in ("logp_gap_mean", "logp_gap_max"):  # later the policy has moved
+            values |= {f"gspo/{name}": found[0][name]} if found else {}
+        return state, values | {"gspo/skipped_updates": float(len(slices) - len(kept))}
+
+    def _note_bad(self, step: int, bad: list[rl_prompts.BadPrompt]) -> None:
+        """Write down records that could not be used; raise InputError when they are too many."""
+        with (self._out / BAD_SAMPLES).open("a", encoding="utf-8") as stream:
+            for one in bad:
+                stream.write(json.dumps({"step": step + 1, "index": one.index, "error": one.error}) + "\n")
+        self._bad |= {one.index: one.error for one in bad}
+        if len(self._bad) > self._max_bad:
+            index, error = next(iter(self._bad.items()))
+            raise InputError(
+                f"gspo: {len(self._bad)} records cannot be used, more than max_bad_fraction="
+                f"{self._config.max_bad_fraction} allows; the first is record {index}: {error}; all of them: "
+                f"{self._out / BAD_SAMPLES}"
+            )
+
+    def _write_samples(self, sampled: rollout.Groups, step: int, progress: float) -> None:
+        group = self._config.sampling.num_samples
+        with (self._out / SAMPLES).open("a", encoding="utf-8") as stream:
+            for place in range(len(sampled.prompts) * group):
+                prompt, number = sampled.prompts[place // group], place % group
+                line = {
+                    **prompt.record,
+                    "completion": sampled.generations.texts[place // group][number],
+                    "group": f"{step + 1}-{place // group}",
+                    "step_percent": progress,
+                    "step": step + 1,
+                    "record": prompt.index,
+                    "finished": sampled.generations.finished[place // group][number],
+                    "total": float(sampled.rewards.total[place]),
+                    "advantage": float(sampled.advantages.advantage[place // group, number]),
+                }
+                stream.write(json.dumps(line) + "\n")
+
+
+class _Clock:
+    """Seconds of each phase of a step."""
+
+    def __init__(self):
+        self.seconds: dict[str, float] = {}
+        self._last_s = time.monotonic()
+
+    def lap(self, phase: str) -> None:
+        now_s = time.monotonic()
+        self.seconds[phase] = now_s - self._last_s
+        self._last_s = now_s
