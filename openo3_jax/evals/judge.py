@@ -21,7 +21,7 @@ from openo3_jax.train import metrics
 CORRECT_FROM = 2  # of 3. Source: Open-o3-Video eval/test/eval_vstar.py
 JUDGEMENTS = "judgements.jsonl"
 MAX_REPLY_TOKENS = 16
-_INTEGER = re.compile(r"(?<![\w.-])\d++(?![\w./]*\d)")
+_INTEGER = re.compile(r"(?<![\w.-])\d++(?!\.?\d)")
 
 SYSTEM = "You grade answers to questions about videos. You reply with a single digit and nothing else."
 WORDING = """Question: {question}
