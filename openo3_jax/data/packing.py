@@ -21,6 +21,7 @@ MERGE_UNIT = 4  # patches that become one visual token in every Qwen2.5-VL
 # Smallest step between two sizes of each field of a Bucket.
 STEPS = {"seq": 128, "patches": 64, "windows": 8, "targets": 32}
 _FRAME_STEPS = {"size": 16, "count": 2}
+_FINE = ("seq", "patches")  # fields of which a shape may have any multiple of the smallest step
 
 
 class Size(NamedTuple):
@@ -104,6 +105,7 @@ def bucket_for(
     vision: config_lib.VisionConfig,
     *,
     num_rows: int | None = None,
+    fine: bool = False,
     loss_on: LossOn = "assistant",
     image_token_id: int = config_lib.ModelConfig.image_token_id,
 ) -> Bucket:
@@ -111,25 +113,56 @@ def bucket_for(
 
     Each size is rounded up to a multiple of a step: 128 tokens, 64 patches, 8 windows, 2 frames of a size, 16
     patches a frame, 32 targets, and from 4 steps on the largest power of two that is at most a quarter of the size. So
-    there are four sizes to each doubling, and less than a quarter is padding. 0 stays 0.
+    there are four sizes to each doubling, and less than a quarter is padding. 0 stays 0. `fine`: tokens and
+    patches in multiples of the smallest step, for a shape that is chosen once. Frames may take places of a larger size.
     """
     needs = [_needs(row, vision, loss_on, image_token_id) for row in samples_per_row]
     sizes = {field: round_up(max((need[field] for need in needs), default=0), step) for field, step in STEPS.items()}
-    frames: dict[int, int] = {}
-    for row in samples_per_row:
-        classes: collections.Counter[int] = collections.Counter()
-        for grid in _grids(row):
-            classes[round_up(grid.height * grid.width, _FRAME_STEPS["size"])] += grid.frames
-        for size, count in classes.items():
-            frames[size] = max(frames.get(size, 0), round_up(count, _FRAME_STEPS["count"]))
+    if fine:
+        sizes |= {field: -(-max(need[field] for need in needs) // STEPS[field]) * STEPS[field] for field in _FINE}
+    frames = _nest([_frame_counts(row) for row in samples_per_row])
+    frames = {size: round_up(count, _FRAME_STEPS["count"]) for size, count in frames.items()}
     return Bucket(rows=len(samples_per_row) if num_rows is None else num_rows, frames=frames, **sizes)
+
+
+def _frame_counts(row: Row) -> collections.Counter[int]:
+    """How many frames of each size, rounded up, the row has."""
+    counts: collections.Counter[int] = collections.Counter()
+    for grid in _grids(row):
+        counts[round_up(grid.height * grid.width, _FRAME_STEPS["size"])] += grid.frames
+    return counts
+
+
+def _nest(rows: Sequence[Mapping[int, int]]) -> dict[int, int]:
+    """The fewest frames of each size that hold each of the rows, since a frame also fits a larger place.
+
+    Example: rows {512: 16} and {512: 2, 640: 6} need {512: 10, 640: 6}.
+    """
+    nested: dict[int, int] = {}
+    num_larger = 0
+    for size in sorted({size for row in rows for size in row}, reverse=True):
+        num = max(_num_from(row, size) for row in rows)
+        nested[size] = num - num_larger
+        num_larger = num
+    return {size: count for size, count in sorted(nested.items()) if count}
+
+
+def _num_from(frames: Mapping[int, int], least: int) -> int:
+    """Frames of `least` patches or more."""
+    return sum(count for size, count in frames.items() if size >= least)
 
 
 def union(a: Bucket, b: Bucket) -> Bucket:
     """The smallest bucket that holds what either holds."""
     sizes = {field: max(getattr(a, field), getattr(b, field)) for field in ("rows", *STEPS)}
-    frames = {size: max(a.frames.get(size, 0), b.frames.get(size, 0)) for size in {*a.frames, *b.frames}}
-    return Bucket(**sizes, frames=frames)
+    return Bucket(**sizes, frames=_nest([a.frames, b.frames]))
+
+
+def holds(bucket: Bucket, need: Bucket) -> bool:
+    """Whether rows that need one bucket fit the other; a frame fits any class of at least its size."""
+    if any(getattr(need, field) > getattr(bucket, field) for field in ("rows", *STEPS)):
+        return False
+    return all(_num_from(bucket.frames, size) >= _num_from(need.frames, size) for size in need.frames)
 
 
 def make_batch(
