@@ -151,14 +151,14 @@ def _render(
         has_paper = any(cell != "-" for row in rows for cell in row[-2:])
         header = [dimension, "n", *names, *(f"paper: {name}" for name in beside)]
         rows, header = (rows, header) if has_paper else ([row[:-2] for row in rows], header[:-2])
-        text += scores.render(f"by {dimension}", header, rows)
+        text += scores.render(f"\nby {dimension}", header, rows)
     return text
 
 
 def _render_joint(counts: Mapping[str, int]) -> str:
     kinds = ("what_when", "what_where", "when_where", "what_when_where")
     rows = [[kind, *(str(counts[f"{kind}_{chain}"]) for chain in metrics.CHAINS)] for kind in kinds]
-    return scores.render("right at once (items)", ["parts", "chain 1", "chain 2"], rows)
+    return scores.render("\nright at once (items)", ["parts", "chain 1", "chain 2"], rows)
 
 
 # ---- two runs ----
