@@ -1,6 +1,5 @@
 """V-STaR on rendered clips: a perfect oracle, a constant guesser, one item by hand, and everything that goes wrong."""
 
-import contextlib
 import json
 import math
 
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 from openo3_jax.errors import InputError
-from openo3_jax.evals import benchmarks, evaluate, items, judge, metrics, scores, store, synthetic_vstar, vstar, wording
+from openo3_jax.evals import evaluate, items, judge, metrics, store, synthetic_vstar, vstar, wording
 from openo3_jax.evals.config import EvalConfig
 
 WORDS = wording.load_wording()
@@ -23,31 +22,8 @@ def world(tmp_path_factory):
     return root
 
 
-def call_key(conversation):
-    return items.clip_of(conversation), fake_answerer.text_of(conversation)
-
-
-def answering(loaded, say, **options):
-    """Says `say(item, name of the call)`."""
-    known = {call_key(asked): (item, name) for item in loaded.items for name, asked in item.calls.items()}
-    answerer = fake_answerer.FakeAnswerer(lambda asked: say(*known[call_key(asked)]), shown_hw=SHOWN_HW, **options)
-    return answerer
-
-
-def evaluate_with(root, out, say, judged_by="exact", config=None, benchmark="vstar", **options):
-    chosen = benchmarks.of(benchmark)
-    answerer = answering(chosen.load(root, WORDS), say, **options)
-    text = evaluate.run(
-        chosen,
-        data=root,
-        out=out,
-        answerers=lambda sampling: contextlib.nullcontext(answerer),
-        judged_by=judge.make_judge(judged_by),
-        config=config or EvalConfig(),
-        words=WORDS,
-        model="oracle",
-    )
-    return text, json.loads((out / scores.RESULTS).read_text())
+def evaluate_with(root, out, say, **options):
+    return fake_answerer.evaluate_with("vstar", root, out, say, shown_hw=SHOWN_HW, **options)
 
 
 def full(answer):
