@@ -77,9 +77,7 @@ def run(
     weights = None
     if config.num_samples > 1 and config.vote != "majority":
         with answerers(SamplingConfig(temperature=0.0, max_new_tokens=relevance.MAX_REPLY_TOKENS)) as scorer:
-            weights = relevance.weigh(
-                scorer, asked, said, words, out, released=config.vote == "released", config=config
-            )
+            weights = relevance.weigh(scorer, asked, said, words, out, config)
     questions = {item.id: benchmark.questions(item, said) for item in asked}
     questions = {item: question for item, question in questions.items() if question is not None}
     verdicts = judge.judge_all(judged_by, questions, out / judge.JUDGEMENTS) if questions else {}

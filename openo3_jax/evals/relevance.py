@@ -8,8 +8,9 @@ import numpy as np
 
 from openo3_jax import tags
 from openo3_jax.evals import choice, items, predict, store, wording
+from openo3_jax.evals.config import EvalConfig
 
-RELEVANCE = "relevance.jsonl"
+RELEVANCE = "evidence_{rule}.jsonl"
 WEIGHTS: Mapping[str, float] = {"2": 1.0, "1": 0.6, "0": 0.2}  # source: Open-o3-Video eval/tts.py
 NO_EVIDENCE = 0.2  # of a sample that cites nothing that can be shown, and of a reply that is no score
 MAX_CROPS = 10  # the released code shows none where there are more
@@ -22,26 +23,23 @@ def weigh(
     said: Mapping[items.Key, items.Prediction],
     words: wording.Wording,
     out: Path,
-    *,
-    released: bool,
-    seed: int,
-    batch_size: int,
+    config: EvalConfig,
 ) -> dict[str, list[float]]:
-    """Item -> the weight of each of its samples; the looks are kept in `out/relevance.jsonl`.
+    """Item -> the weight of each of its samples; the looks are kept in a file of `out`.
 
-    The paper's rule looks at each cited object by itself and takes the mean; `released` looks at all of them at once,
-    and at none where there are more than ten. Without reasoning a sample weighs 0.
+    `config.vote` "confidence", the paper's rule, looks at each cited object by itself and takes the mean; "released"
+    looks at all of them at once, and at none where there are more than ten. Without reasoning a sample weighs 0.
     Source: arXiv:2510.20579, test-time scaling; Open-o3-Video eval/tts.py.
     """
     looks: dict[items.Key, list[items.Call]] = {}
     for item in asked:
         prediction = said[item.id, choice.CALL]
         for number, text in enumerate(prediction.texts if item.truth.options else ()):
-            looks[item.id, str(number)] = _looks(item, number, text, prediction, words, released)
+            looks[item.id, str(number)] = _looks(item, number, text, prediction, words, config.vote)
     calls = [call for own in looks.values() for call in own]
-    with store.Predictions(out / RELEVANCE) as kept:
-        predict.predict(scorer, calls, kept, seed=seed, batch_size=batch_size, what="evidence")
-        replies = {key: kept.known[key].text for call in calls for key in [call.key]}
+    with store.Predictions(out / RELEVANCE.format(rule=config.vote)) as kept:
+        predict.predict(scorer, calls, kept, seed=config.seed, batch_size=config.batch_size, what="evidence")
+        replies = {call.key: kept.known[call.key].text for call in calls}
     weights: dict[str, list[float]] = {}
     for (item, number), own in looks.items():
         text = said[item, choice.CALL].texts[int(number)]
@@ -57,7 +55,7 @@ def sample_weight(text: str, replies: Sequence[str]) -> float:
 
 
 def _looks(
-    item: items.Item, number: int, text: str, prediction: items.Prediction, words: wording.Wording, released: bool
+    item: items.Item, number: int, text: str, prediction: items.Prediction, words: wording.Wording, rule: str
 ) -> list[items.Call]:
     """One call per cited object, or one for all."""
     clip = items.clip_of(item.calls[choice.CALL])
@@ -65,7 +63,7 @@ def _looks(
     listed = "\n".join(f"{letter}. {option}" for letter, option in item.truth.options.items())
     question = f"{item.truth.question}\n{listed}"
     at_once = [crops] if 0 < len(crops) <= MAX_CROPS else []
-    together = at_once if released else [[crop] for crop in crops]
+    together = at_once if rule == "released" else [[crop] for crop in crops]
     return [
         items.Call(item.id, f"{number}.{i}", words["relevance"].show(shown, question=question))
         for i, shown in enumerate(together)
