@@ -16,7 +16,7 @@ from openo3_jax.types import Array
 Groups = tuple[Int[Array, "rows _groups _size"], ...]
 
 
-def _pick(x: Float[Array, "rows source dim"], index: Int[Array, "rows ..."]) -> Float[Array, "rows ... dim"]:
+def _pick(x: Float[Array, "rows source ..."], index: Int[Array, "rows ..."]) -> Float[Array, "rows ..."]:
     """`out[r, i] = x[r, index[r, i]]`, zero where the index is -1."""
     filled = jnp.where(index < 0, x.shape[1], index)  # out of range reads zero
     return jax.vmap(lambda values, at: values.at[at].get(mode="fill", fill_value=0))(x, filled)
@@ -27,14 +27,16 @@ def rearrange(
     x: Float[Array, "rows source dim"],
     index: Int[Array, "rows target"],
     inverse: Int[Array, "rows source"],
-    mesh: Mesh,
-    source: str,
-    target: str,
+    mesh: Mesh | None = None,
+    source: str | None = None,
+    target: str | None = None,
 ) -> Float[Array, "rows target dim"]:
     """`out[r, i] = x[r, index[r, i]]`, zero where the index is -1; `inverse` says where each source went.
 
-    `source` and `target` are the logical axes of the two layouts.
+    `source` and `target` are the logical axes of the two layouts on the mesh; None where all is on one device.
     """
+    if mesh is None:
+        return _pick(x, index)
     whole = mesh_lib.constrain(x, mesh, "rows")
     return mesh_lib.constrain(_pick(whole, index), mesh, "rows", target)
 
@@ -51,43 +53,50 @@ def _rearrange_bwd(mesh, source, target, saved, grad):
 rearrange.defvjp(_rearrange_fwd, _rearrange_bwd)
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
 def spread(
-    x: Float[Array, "rows patches dim"], groups: Groups, slots: Int[Array, "rows patches"], mesh: Mesh
-) -> tuple[Float[Array, "rows _groups _size dim"], ...]:
-    """Patches laid out by group, one array for each size of group; `slots`: their places in all groups one after
-    the other. Groups are split over `context`.
-    """
-    whole = mesh_lib.constrain(x, mesh, "rows")
-    return tuple(mesh_lib.constrain(_pick(whole, group), mesh, "rows", "groups") for group in groups)
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(3,))
-def collect(
-    parts: tuple[Float[Array, "rows _groups _size dim"], ...],
+    x: Float[Array, "rows patches *rest"],
     groups: Groups,
     slots: Int[Array, "rows patches"],
     mesh: Mesh,
-) -> Float[Array, "rows patches dim"]:
+    rest: tuple[str | None, ...],
+) -> tuple[Float[Array, "rows _groups _size *rest"], ...]:
+    """Patches laid out by group, one array for each size of group; groups are split over `context`.
+
+    `slots`: the patches' places in all groups one after the other. `rest`: logical axes of the dimensions behind.
+    """
+    whole = mesh_lib.constrain(x, mesh, "rows", None, *rest)
+    return tuple(mesh_lib.constrain(_pick(whole, group), mesh, "rows", "groups", None, *rest) for group in groups)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4))
+def collect(
+    parts: tuple[Float[Array, "rows _groups _size *rest"], ...],
+    groups: Groups,
+    slots: Int[Array, "rows patches"],
+    mesh: Mesh,
+    rest: tuple[str | None, ...],
+) -> Float[Array, "rows patches *rest"]:
     """The inverse of `spread`."""
-    whole = [mesh_lib.constrain(part, mesh, "rows").reshape(part.shape[0], -1, part.shape[-1]) for part in parts]
-    return mesh_lib.constrain(_pick(jnp.concatenate(whole, axis=1), slots), mesh, "rows", "patches")
+    whole = [mesh_lib.constrain(part, mesh, "rows", None, None, *rest) for part in parts]
+    flat = jnp.concatenate([part.reshape(part.shape[0], -1, *part.shape[3:]) for part in whole], axis=1)
+    return mesh_lib.constrain(_pick(flat, slots), mesh, "rows", "patches", *rest)
 
 
-def _spread_fwd(x, groups, slots, mesh):
-    return spread(x, groups, slots, mesh), (groups, slots)
+def _spread_fwd(x, groups, slots, mesh, rest):
+    return spread(x, groups, slots, mesh, rest), (groups, slots)
 
 
-def _spread_bwd(mesh, saved, grads):
-    return collect(grads, *saved, mesh), None, None
+def _spread_bwd(mesh, rest, saved, grads):
+    return collect(grads, *saved, mesh, rest), None, None
 
 
-def _collect_fwd(parts, groups, slots, mesh):
-    return collect(parts, groups, slots, mesh), (groups, slots)
+def _collect_fwd(parts, groups, slots, mesh, rest):
+    return collect(parts, groups, slots, mesh, rest), (groups, slots)
 
 
-def _collect_bwd(mesh, saved, grad):
-    return spread(grad, *saved, mesh), None, None
+def _collect_bwd(mesh, rest, saved, grad):
+    return spread(grad, *saved, mesh, rest), None, None
 
 
 spread.defvjp(_spread_fwd, _spread_bwd)

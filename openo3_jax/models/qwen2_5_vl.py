@@ -49,11 +49,12 @@ class Qwen2_5_VL(nnx.Module):
         remat: bool | layers.Remat = False,
         keep_cache: bool = False,
         backend: attention.Backend = "auto",
+        group: attention.Group | None = None,
     ) -> tuple[Float[Array, "rows seq dim"], text.KeyValue | None]:
         """Hidden states after the last norm; see `TextDecoder.__call__` for the options."""
         slots = attention.Slots(batch.segments, batch.branches)
         x = self.embed(batch, remat=remat)
-        return self.text(x, batch.positions, slots, remat=remat, keep_cache=keep_cache, backend=backend)
+        return self.text(x, batch.positions, slots, remat=remat, keep_cache=keep_cache, backend=backend, group=group)
 
     def logits(self, hidden: Float[Array, "*batch dim"]) -> Float[Array, "*batch vocab"]:
         """Scores of the next token in float32. Training never calls it on a whole row (see train/losses.py)."""

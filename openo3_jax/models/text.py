@@ -92,16 +92,18 @@ class TextDecoder(nnx.Module):
         remat: bool | layers.Remat = False,
         keep_cache: bool = False,
         backend: attention.Backend = "auto",
+        group: attention.Group | None = None,
     ) -> tuple[Float[Array, "rows seq dim"], KeyValue | None]:
         """Hidden states after the last norm, and every layer's keys and values if `keep_cache`.
 
-        `remat`: what is kept between layers for the backward pass, see `layers.Remat`.
+        `remat`: what is kept between layers for the backward pass, see `layers.Remat`. `backend`, `group`: see
+        `attention.attention`.
         """
         rotary = angles(self.config, positions)
 
         def call(layer: DecoderLayer, x, _):
             q, kv = layer.project(x, rotary)
-            mixed = attention.attention(q, kv.k, kv.v, slots, causal=True, backend=backend, mesh=self.mesh)
+            mixed = attention.attention(q, kv.k, kv.v, slots, causal=True, backend=backend, mesh=self.mesh, group=group)
             return pin(layer.finish(x, mixed)), kv if keep_cache else None
 
         def pin(x):

@@ -18,6 +18,7 @@ from openo3_jax.models import attention, layers, moves, rope
 from openo3_jax.types import Array, VisionBatch
 
 NORM_EPS = 1e-6
+HEADS = (None, None, "heads")  # logical axes of a weight [dim, q k v, heads, head_dim]
 SCORES_AT_ONCE = 2**24  # attention scores that exist at a time: 64 MiB in float32
 
 
@@ -37,54 +38,56 @@ class VisionAttention(nnx.Module):
         vision: VisionBatch,
         is_full: Array,
     ) -> Float[Array, "rows patches dim"]:
-        rows, patches, dim = x.shape
-        qkv = self.qkv(x).reshape(rows, patches, 3, self.num_heads, -1)
-        q, k = (rope.rotate(qkv[:, :, i], angles, wide=True) for i in (0, 1))
-        qkv = jnp.stack([q, k, qkv[:, :, 2]], axis=2).reshape(rows, patches, 3 * dim)
+        q, k, v = jnp.moveaxis(self._project(x), 2, 0)
+        q, k = (rope.rotate(part, angles, wide=True) for part in (q, k))
+        qkv = jnp.stack([q, k, v], axis=2)
         out = jax.lax.cond(
             is_full,
             lambda qkv: self._within(qkv, vision.frame_patches, vision.frame_slots),
             lambda qkv: self._within(qkv, (vision.window_patches,), vision.window_slots),
             qkv,
         )
-        return self.proj(out)
+        return self.proj(out.reshape(x.shape))
+
+    def _project(self, x: Float[Array, "rows patches dim"]) -> Float[Array, "rows patches 3 heads head_dim"]:
+        """Queries, keys and values. Where `tensor` splits the heads, the weights are moved to them, not the patches."""
+        dim = x.shape[-1]
+        kernel = mesh_lib.constrain(self.qkv.kernel[...].reshape(dim, 3, self.num_heads, -1), self.mesh, *HEADS)
+        bias = mesh_lib.constrain(self.qkv.bias[...].reshape(3, self.num_heads, -1), self.mesh, *HEADS[1:])
+        return jnp.einsum("rpd,dchk->rpchk", x, kernel) + bias
 
     def _within(self, qkv, groups: tuple[Int[Array, "rows _groups _size"], ...], slots: Int[Array, "rows patches"]):
         """Attention inside each group; all groups of one array have one size."""
         groups, slots = moves.even_groups(groups, slots, self.mesh)
-        parts = moves.spread(qkv, groups, slots, self.mesh)
-        split = mesh_lib.partition_spec(("rows", "groups", None, None, "heads"))
-        attend = jax.shard_map(
-            self._attend,
-            mesh=self.mesh,
-            in_specs=(split, mesh_lib.partition_spec(("rows", "groups"))),
-            out_specs=mesh_lib.partition_spec(("rows", "groups", None, "heads")),
-            check_vma=False,
+        parts = moves.spread(qkv, groups, slots, self.mesh, (None, "heads"))
+        split, places, out = (
+            mesh_lib.partition_spec(("rows", "groups", *rest)) for rest in ((None, None, "heads"), (), (None, "heads"))
         )
-        outs = []
-        for part, group in zip(parts, groups, strict=True):
-            heads = part.reshape(*group.shape, 3, self.num_heads, -1)
-            mesh_lib.check_divides(heads.shape, ("rows", "groups", None, None, "heads"), self.mesh)
-            outs.append(attend(heads, group >= 0).reshape(*group.shape, -1))
-        return moves.collect(tuple(outs), groups, slots, self.mesh)
+        attend = jax.shard_map(self._attend, mesh=self.mesh, in_specs=(split, places), out_specs=out, check_vma=False)
+        outs = tuple(attend(part, group >= 0) for part, group in zip(parts, groups, strict=True))
+        return moves.collect(outs, groups, slots, self.mesh, ("heads",))
 
     def _attend(
         self, qkv: Float[Array, "rows groups size 3 heads head_dim"], is_patch: Bool[Array, "rows groups size"]
     ) -> Float[Array, "rows groups size heads head_dim"]:
-        """A few groups at a time, their scores computed again in the backward pass, so that few exist at once."""
+        """Where there is no kernel, a few groups at a time, their scores computed again in the backward pass, so that few
+        exist at once.
+        """
         rows, num_groups, size = is_patch.shape
         platform = self.mesh.devices.flat[0].platform
 
-        @jax.checkpoint
         def attend(part: tuple[Array, Array]) -> Array:
-            qkv, is_patch = part  # of one group: [rows, size, 3, heads, head_dim], [rows, size]
+            qkv, is_patch = part  # [batch, size, 3, heads, head_dim], [batch, size]
             q, k, v = qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2]
             slots = attention.Slots(is_patch.astype(jnp.int32))
             return attention.local(q, k, v, slots, slots, causal=False, platform=platform)
 
+        flat = qkv.reshape(-1, *qkv.shape[2:]), is_patch.reshape(-1, size)
+        if attention.choose(flat[0][:, :, 0], flat[0][:, :, 1], causal=False, platform=platform) == "cudnn":
+            return attend(flat).reshape(rows, num_groups, size, *qkv.shape[-2:])
         at_once = max(1, SCORES_AT_ONCE // (rows * qkv.shape[-2] * size**2))
         by_group = jnp.moveaxis(qkv, 1, 0), jnp.moveaxis(is_patch, 1, 0)
-        out = jax.lax.map(attend, by_group, batch_size=min(at_once, num_groups))
+        out = jax.lax.map(jax.checkpoint(attend), by_group, batch_size=min(at_once, num_groups))
         return jnp.moveaxis(out, 0, 1)
 
 
