@@ -351,6 +351,8 @@ class GSPOConfig:
     batch_size: int = 8  # prompts per step, over all devices
     minibatches: int = 1  # updates per step; each has an equal share of the prompts
     seed: int = 0  # order of the records, and sampling
+    weights: tuple[tuple[str, float], ...] = ()  # (task or source, how often its records are seen in an epoch)
+    workers: int = 0  # decoding processes on each host; 0: one per core
     sampling: SamplingConfig = SamplingConfig(num_samples=4, max_new_tokens=768, top_p=0.95, top_k=50)
     rules: str = "paper"  # of the rewards: paper, released or hardened
     cut: Literal["score", "zero", "drop"] = "score"  # completions that reach max_new_tokens: what becomes of them
@@ -392,8 +394,11 @@ class GSPOConfig:
                 f"gspo: importance_cap={self.importance_cap} with old_logp={self.old_logp!r}; expected a positive cap "
                 'and old_logp="recompute": the weights compare the sampler with the training forward'
             )
-        if not 0 <= self.max_bad_fraction < 1:
-            raise InputError(f"gspo: max_bad_fraction={self.max_bad_fraction}; expected a share in [0, 1)")
+        if self.workers < 0 or not 0 <= self.max_bad_fraction < 1:
+            raise InputError(
+                f"gspo: workers={self.workers} and max_bad_fraction={self.max_bad_fraction}; expected workers >= 0 and "
+                "a share in [0, 1)"
+            )
 
     @property
     def updates(self) -> int:

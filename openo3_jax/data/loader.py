@@ -140,9 +140,9 @@ class Plans:
 
 
 class Loader:
-    """Step -> `finish(Ready)`, made ahead of time for the steps that follow. A context manager.
+    """Step -> `finish(Ready)`, made ahead of time for the steps that follow.
 
-    Samples are read by `num_threads` threads, in the order in which they are wanted, and finished by another one.
+    Samples are read by a thread for each decoder, in the order in which they are wanted, and finished by another one.
     Process `process[0]` of `process[1]` reads its share of the rows.
     """
 
@@ -153,14 +153,12 @@ class Loader:
         rules: Rules,
         finish: Callable[[Ready], Any],
         *,
-        num_threads: int,
         process: tuple[int, int] = (0, 1),
     ):
         self._samples = samples
         self._plans = plans
         self._rules = rules
         self._finish = finish
-        self._num_threads = num_threads
         self._process = process
         self._iterator: Iterator[Any] | None = None
         self._made: tuple[int, Any] | None = None  # the last step and what it gave
@@ -181,7 +179,8 @@ class Loader:
         """An element is a place of a batch, of which every batch has `batch_size`; so grain's index is a step."""
         per_batch = self._rules.batch_size
         places = grain.MapDataset.range(start * per_batch, max(self._rules.steps, start + 1) * per_batch)
-        ahead = grain.ReadOptions(num_threads=self._num_threads, prefetch_buffer_size=max(self._num_threads, per_batch))
+        num_threads = self._samples.num_workers
+        ahead = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=max(num_threads, per_batch))
         samples = places.map(self._read).to_iter_dataset(ahead)
         batches = samples.batch(per_batch, batch_fn=self._gather)
         return iter(grain.experimental.ThreadPrefetchIterDataset(batches, prefetch_buffer_size=1))

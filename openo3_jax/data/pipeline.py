@@ -83,9 +83,7 @@ class SFTBatches:
             )
         rules = loader.Rules(config.seed, config.steps, config.batch_size, rows_multiple, config.max_row_tokens)
         self._plans = loader.Plans(samples, rules, samples.weights, processor.config.vision)
-        self._load = loader.Loader(
-            samples, self._plans, rules, self._pack, num_threads=samples.num_workers, process=process
-        )
+        self._load = loader.Loader(samples, self._plans, rules, self._pack, process=process)
         self.padding = plan.Padding()  # of the batches made so far, also of those that wait
 
     def __call__(self, step: int) -> Batch:

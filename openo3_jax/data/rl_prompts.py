@@ -1,13 +1,12 @@
-"""Records of stage two -> encoded prompts, step by step, read while the step before is trained on."""
+"""Records of stage two -> encoded prompts, step by step, of like length, read while the step before is trained on."""
 
 import os
 from collections.abc import Sequence
-from concurrent import futures
 from typing import NamedTuple
 
 from openo3_jax.config import GSPOConfig
-from openo3_jax.data import annotations, pipeline, prompts, tokens, transforms, video
-from openo3_jax.errors import InputError
+from openo3_jax.data import annotations, loader, plan, prompts, samples, tokens
+from openo3_jax.data.bad_records import BadRecords
 from openo3_jax.types import Sample
 
 
@@ -32,9 +31,10 @@ class StepPrompts(NamedTuple):
 
 
 class Prompts:
-    """Step (from 0) -> its prompts, a pure function of the seed and the step. A context manager: it owns a decoder.
+    """Step (from 0) -> its prompts, a pure function of data, seed and step. A context manager: it owns the decoders.
 
-    A record whose media cannot be read is left out of its step and reported.
+    The prompts of a step are of like length, by chance within a class of lengths, as the samples of stage one are. A
+    record that cannot be used is left out of its step and reported.
     """
 
     def __init__(
@@ -45,43 +45,37 @@ class Prompts:
         config: GSPOConfig,
         wording: prompts.Prompts,
     ):
-        self._records = records
-        self._root = root
-        self._processor = processor
-        self._config = config
-        self._wording = wording
-        self._decoder = video.Decoder()
-        self._thread = futures.ThreadPoolExecutor(max_workers=1, thread_name_prefix="prompts")
-        self._ahead: dict[int, futures.Future[StepPrompts]] = {}
+        self._samples = samples.Samples(
+            records,
+            root,
+            "rl",
+            processor,
+            wording,
+            BadRecords(records, max_fraction=1.0),  # reported, for the trainer to judge
+            config=config.video,
+            loss_on="assistant",
+            num_workers=config.workers or os.cpu_count() or 1,
+        )
+        rules = loader.Rules(config.seed, config.steps, config.batch_size, rows_multiple=1, max_row_tokens=0)
+        weights = plan.record_weights(records, config.weights)
+        self._plans = loader.Plans(self._samples, rules, weights, processor.config.vision)
+        self._load = loader.Loader(self._samples, self._plans, rules, self._report)
 
     def __enter__(self) -> "Prompts":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self._thread.shutdown(cancel_futures=True)
-        self._decoder.close()
+    def __exit__(self, *error: object) -> None:
+        self._samples.__exit__(*error)
 
     def __call__(self, step: int) -> StepPrompts:
-        ready = self._ahead.get(step) or self._thread.submit(self._read, step)
-        self._ahead = {step + 1: self._thread.submit(self._read, step + 1)} if step + 1 < self._config.steps else {}
-        return ready.result()
+        return self._load(step)
 
-    def _read(self, step: int) -> StepPrompts:
-        config = self._config
-        good, bad = [], []
-        for index in pipeline.records_of_step(len(self._records), config.batch_size, config.seed, step).tolist():
-            try:
-                prepared = transforms.prepare(
-                    self._records[index],
-                    self._root,
-                    "rl",
-                    config=config.video,
-                    wording=self._wording,
-                    read=self._decoder.read,
-                )
-                sample = self._processor.encode(prepared.messages)
-            except InputError as error:
-                bad.append(BadPrompt(index, str(error)))
+    def _report(self, ready: loader.Ready) -> StepPrompts:
+        reasons, good, bad = self._samples.bad.reasons, [], []
+        for index in (index for row in ready.plan.rows for index in row):
+            example = ready.samples[index]
+            if example is None:
+                bad.append(BadPrompt(index, reasons[index]))
             else:
-                good.append(Prompt(index, prepared.reward_record, sample))
+                good.append(Prompt(index, example.record, example.sample))
         return StepPrompts(good, bad)
