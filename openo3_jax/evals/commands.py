@@ -7,7 +7,7 @@ from pathlib import Path
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import SamplingConfig
 from openo3_jax.errors import InputError
-from openo3_jax.evals import benchmarks, evaluate, judge, predict, wording
+from openo3_jax.evals import benchmarks, evaluate, faithfulness, judge, predict, wording
 from openo3_jax.evals.config import EvalConfig
 
 
@@ -57,5 +57,6 @@ def run(
         judged_by=judged_by,
         config=config,
         words=words,
+        reply_scorer=lambda: faithfulness.ReplyScorer(policy, rows=config.batch_size),
         model=str(model),
     )

@@ -2,7 +2,6 @@
 
 import contextlib
 import dataclasses
-import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
@@ -10,6 +9,7 @@ from openo3_jax.config import SamplingConfig, VideoConfig
 from openo3_jax.errors import InputError
 from openo3_jax.evals import (
     benchmarks,
+    faithfulness,
     items,
     judge,
     metrics,
@@ -27,7 +27,9 @@ Answerers = Callable[[SamplingConfig], contextlib.AbstractContextManager[predict
 
 
 def sampling_of(config: EvalConfig, benchmark: benchmarks.Benchmark) -> SamplingConfig:
-    """How tokens are drawn. Raises InputError for several samples of a benchmark without options."""
+    """How tokens are drawn. Raises InputError for votes and hidden evidence where there are no options."""
+    if config.evidence and not benchmark.votes:
+        raise InputError(f"eval: {benchmark.name} has no options; --evidence compares the options that are chosen")
     if config.num_samples > 1 and not benchmark.votes:
         raise InputError(f"eval: {benchmark.name} has no options to vote on; expected num_samples=1")
     return SamplingConfig(
@@ -56,11 +58,13 @@ def run(
     judged_by: judge.Judge,
     config: EvalConfig,
     words: wording.Wording,
+    reply_scorer: Callable[[], contextlib.AbstractContextManager[predict.Answerer]] | None = None,
     model: str = "",
 ) -> str:
     """Ask what is open, judge, score; returns the table. `out` may hold an earlier part of the same run.
 
     Writes settings.json, predictions.jsonl, judgements.jsonl, scores.jsonl, results.json and table.txt.
+    `reply_scorer`: who scores given replies, for `config.evidence`.
     Raises: InputError for data, settings or an `out` that cannot be used.
     """
     loaded = benchmark.load(data, words)
@@ -73,7 +77,7 @@ def run(
             predict.predict(
                 answerer, calls, predictions, seed=config.seed, batch_size=config.batch_size, what=benchmark.name
             )
-            said = dict(predictions.known)
+            said = {call.key: predictions.known[call.key] for call in calls}
     weights = None
     if config.num_samples > 1 and config.vote != "majority":
         with answerers(SamplingConfig(temperature=0.0, max_new_tokens=relevance.MAX_REPLY_TOKENS)) as scorer:
@@ -85,7 +89,11 @@ def run(
     found = benchmark.score(asked, said, context)
     failed = [said[call.key] for call in calls if said[call.key].error is not None]
     notes = [*found.notes, *_notes(loaded.rejected, failed, judged_by.name if questions else None)]
-    return write_report(benchmark, dataclasses.replace(found, notes=tuple(notes)), out, loaded.rejected, model)
+    text = write_report(benchmark, dataclasses.replace(found, notes=tuple(notes)), out, loaded.rejected, model)
+    if config.evidence:
+        with answerers(sampling) as answerer, reply_scorer() as scorer:
+            text += faithfulness.run(asked, said, answerer, scorer, out, config)
+    return text
 
 
 def _notes(rejected: Sequence[str], failed: Sequence[items.Prediction], judge_name: str | None) -> list[str]:
@@ -118,7 +126,7 @@ def write_report(
         results["joint_counts"] = vstar.joint_counts(found)
         text += _render_joint(results["joint_counts"])
     scores.save(found, out / scores.SCORES)
-    store.replace_text(out / scores.RESULTS, json.dumps(scores.without_nan(results), indent=2) + "\n")
+    store.replace_json(out / scores.RESULTS, scores.without_nan(results))
     store.replace_text(out / scores.TABLE, text)
     return text
 

@@ -125,11 +125,13 @@ class PolicyAnswerer:
                 self._clips.popitem(last=False)
         return self._clips[key]
 
+    def fill(self, values: Sequence[Any]) -> list[Any]:
+        """As many as a batch has rows, the last one repeated; one alone stays alone."""
+        return [*values, *[values[-1]] * (self._rows - len(values) if len(values) > 1 else 0)]
+
     def reply(self, prompts: Sequence[Prompt], seeds: Sequence[int]) -> list[Reply]:
-        missing = self._rows - len(prompts) if len(prompts) > 1 else 0
-        samples = [prompt.sample for prompt in prompts]
-        filled = [*samples, *[samples[-1]] * missing], [*seeds, *[seeds[-1]] * missing]
-        out = self._policy.continue_samples(filled[0], self._config, filled[1])
+        samples = self.fill([prompt.sample for prompt in prompts])
+        out = self._policy.continue_samples(samples, self._config, self.fill(seeds))
         return [
             Reply(tuple(texts), tuple(float(logp.sum()) for logp in logps), tuple(finished))
             for texts, logps, finished in zip(out.texts, out.logp, out.finished, strict=True)

@@ -71,17 +71,24 @@ def _looks(
 
 
 def cited_crops(reasoning: str, clip: object, shown_hw: tuple[int, int] | None) -> list[dict[str, object]]:
-    """A crop for each claim with a time and a single box that has an area inside the frame of `shown_hw` (px)."""
+    """A crop for each claim whose region can be shown, in order; none without a clip."""
     if clip is None or shown_hw is None:
         return []
+    claims = [(claim, region_of(claim, shown_hw)) for claim in tags.parse_claims(reasoning)]
+    return [
+        {"type": "crop", "video": clip, "time_s": claim.time_s, "box": region}
+        for claim, region in claims
+        if region is not None
+    ]
+
+
+def region_of(claim: tags.Claim, shown_hw: tuple[int, int]) -> list[int] | None:
+    """The claim's box, cut at the frame of `shown_hw` and widened to whole px; None unless it is one box with an area
+    there, at a time."""
+    box = claim.boxes[0] if claim.parsed and len(claim.boxes) == 1 else None
+    if box is None or not all(map(math.isfinite, (*box, claim.time_s))):
+        return None
     height, width = shown_hw
-    crops = []
-    for claim in tags.parse_claims(reasoning):
-        box = claim.boxes[0] if claim.parsed and len(claim.boxes) == 1 else None
-        if box is None or not all(map(math.isfinite, (*box, claim.time_s))):
-            continue
-        x1, x2 = (int(min(max(value, 0), width)) for value in (math.floor(box[0]), math.ceil(box[2])))
-        y1, y2 = (int(min(max(value, 0), height)) for value in (math.floor(box[1]), math.ceil(box[3])))
-        if x2 > x1 and y2 > y1:
-            crops.append({"type": "crop", "video": clip, "time_s": claim.time_s, "box": [x1, y1, x2, y2]})
-    return crops
+    x1, x2 = (int(min(max(value, 0), width)) for value in (math.floor(box[0]), math.ceil(box[2])))
+    y1, y2 = (int(min(max(value, 0), height)) for value in (math.floor(box[1]), math.ceil(box[3])))
+    return [x1, y1, x2, y2] if x2 > x1 and y2 > y1 else None

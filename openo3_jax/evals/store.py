@@ -36,7 +36,7 @@ def open_run(out: Path, settings: Mapping[str, Any]) -> None:
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is no evaluation (no {SETTINGS}); choose another --out")
     out.mkdir(parents=True, exist_ok=True)
-    replace_text(file, json.dumps(settings, indent=2) + "\n")
+    replace_json(file, settings)
 
 
 class Predictions:
@@ -126,6 +126,11 @@ def replace_text(file: Path, text: str) -> None:
     staging = file.with_name(f".{file.name}.tmp")
     staging.write_text(text, encoding="utf-8")
     staging.replace(file)
+
+
+def replace_json(file: Path, value: Any) -> None:
+    """`replace_text` for a value; it holds no number that is not finite."""
+    replace_text(file, json.dumps(value, indent=2, allow_nan=False) + "\n")
 
 
 @functools.cache
