@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich import console
 
@@ -15,6 +15,7 @@ from openo3_jax.train.state import TrainState
 StopRule = Callable[[int, Mapping[str, float]], bool]  # (steps done, metrics) -> True ends the run
 
 
+@runtime_checkable
 class Stage(Protocol):
     """One of the two stages: what a step is, and what of it stands in the progress line."""
 
