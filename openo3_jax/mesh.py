@@ -3,6 +3,7 @@
 A mesh always exists, if only of one device, so the sharded path is the only path.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
@@ -10,12 +11,20 @@ from typing import Any
 import jax
 import numpy as np
 from flax import nnx
+from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from openo3_jax.errors import InputError
 
-# `data` replicates weights, `fsdp` shards them and gathers them layer by layer, `tensor` splits heads and hidden units.
-MESH_AXES = ("data", "fsdp", "tensor")
+# `data` replicates weights, `fsdp` shards them and gathers them layer by layer, `tensor` splits heads and hidden units,
+# `context` the slots of a row. In this order: the later an axis, the more often it is used and the nearer its devices.
+MESH_AXES = ("data", "fsdp", "tensor", "context")
+
+# The axes that may cross hosts, in the order in which they do. The others talk several times in each layer.
+ACROSS_HOSTS = ("data", "fsdp")
+
+# Beyond it a 7B model's shards are no whole tiles on a TPU, and weights are then moved by all-reduces.
+MAX_FSDP = 64
 
 LOGICAL_AXES: Mapping[str, str | tuple[str, ...] | None] = {
     # weights
@@ -29,24 +38,88 @@ LOGICAL_AXES: Mapping[str, str | tuple[str, ...] | None] = {
     "norm": None,
     # activations
     "rows": ("data", "fsdp"),
+    "seq": "context",
+    "patches": "context",
+    "groups": "context",  # windows or frames within which patches attend
 }
 
 
 def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[Any] | None = None) -> Mesh:
-    """A mesh with the axes of `MESH_AXES`; axes that are not named have size 1, None puts all devices on `fsdp`.
+    """A mesh with the axes of `MESH_AXES`; axes that are not named have size 1.
+
+    None: `fsdp` over the devices of a host (of a TPU slice), up to 64, and `data` over the rest. Over several hosts, or
+    TPU slices, `data` crosses them first, then `fsdp`; `tensor` and `context` stay within one.
 
     Example: `make_mesh({"fsdp": 4, "tensor": 2})` on eight devices.
-    Raises InputError for an unknown axis or sizes that do not multiply to the number of devices.
+    Raises InputError for an unknown axis, or sizes that do not fit the number of devices and hosts.
     """
     devices = jax.devices() if devices is None else devices
-    axes = {"fsdp": len(devices)} if axes is None else dict(axes)
-    unknown = sorted(set(axes) - set(MESH_AXES))
+    sizes = default_sizes(len(devices), num_granules(devices)) if axes is None else dict(axes)
+    unknown = sorted(set(sizes) - set(MESH_AXES))
     if unknown:
         raise InputError(f"mesh: unknown axes {unknown}; the axes are {', '.join(MESH_AXES)}")
-    sizes = [axes.get(name, 1) for name in MESH_AXES]
-    if any(size < 1 for size in sizes) or np.prod(sizes) != len(devices):
-        raise InputError(f"mesh: sizes {axes} make {int(np.prod(sizes))} places for {len(devices)} devices")
-    return Mesh(np.asarray(devices).reshape(sizes), MESH_AXES)
+    places = math.prod(sizes.values())
+    if any(size < 1 for size in sizes.values()) or places != len(devices):
+        raise InputError(f"mesh: sizes {sizes} make {places} places for {len(devices)} devices")
+    return Mesh(arrange(sizes, devices), MESH_AXES)
+
+
+def default_sizes(num_devices: int, granules: int) -> dict[str, int]:
+    """`fsdp` as wide as a granule's devices and `MAX_FSDP` allow, `data` over the rest.
+
+    Example: 16 devices on 2 hosts -> {"data": 2, "fsdp": 8}; 128 on one slice -> {"data": 2, "fsdp": 64}.
+    """
+    within = num_devices // granules if num_devices % granules == 0 else 1
+    fsdp = max(ways for ways in range(1, min(within, MAX_FSDP) + 1) if within % ways == 0)
+    return {"data": num_devices // fsdp, "fsdp": fsdp}
+
+
+def num_granules(devices: Sequence[Any]) -> int:
+    """Groups of devices with a fast network of their own: the slices of a TPU pod, else the hosts."""
+    return len({_granule(device) for device in devices})
+
+
+def _granule(device: Any) -> int:
+    return device.slice_index if device.platform == "tpu" else device.process_index
+
+
+def arrange(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
+    """Devices in the places of a mesh with these sizes, neighbours of the network next to each other.
+
+    Raises InputError if an axis other than data and fsdp would have to cross hosts.
+    """
+    granules = num_granules(devices)
+    if granules == 1:
+        shape = [sizes.get(name, 1) for name in MESH_AXES]
+        return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
+    within, across = split_over_hosts(sizes, granules)
+    return mesh_utils.create_hybrid_device_mesh(
+        within,
+        across,
+        devices,
+        process_is_granule=devices[0].platform != "tpu",
+        allow_split_physical_axes=True,
+    )
+
+
+def split_over_hosts(sizes: Mapping[str, int], granules: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Shape of the mesh within a host and over the hosts; their product is the mesh.
+
+    Example: {"data": 2, "fsdp": 8} on 2 hosts -> (1, 8, 1, 1) and (2, 1, 1, 1); {"fsdp": 16} -> (1, 8, 1, 1) and
+    (1, 2, 1, 1).
+    Raises InputError where data x fsdp cannot be cut into as many parts as there are hosts.
+    """
+    rest, across = granules, dict.fromkeys(MESH_AXES, 1)
+    for name in ACROSS_HOSTS:
+        across[name] = math.gcd(sizes.get(name, 1), rest)
+        rest //= across[name]
+    if rest > 1:
+        wide = {name: sizes.get(name, 1) for name in ACROSS_HOSTS}
+        raise InputError(
+            f"mesh: sizes {dict(sizes)} over {granules} hosts: only data and fsdp may cross hosts, and {wide} cannot "
+            f"be cut into {granules} equal parts; make data x fsdp a multiple of {granules}"
+        )
+    return tuple(sizes.get(name, 1) // across[name] for name in MESH_AXES), tuple(across.values())
 
 
 def partition_spec(logical: Sequence[str | None]) -> PartitionSpec:
@@ -83,8 +156,23 @@ def _canonical(mesh: Mesh, spec: PartitionSpec) -> PartitionSpec:
 
 
 def constrain(x: jax.Array, mesh: Mesh, *logical: str | None) -> jax.Array:
-    """Pin an activation to its place inside `jit`; trailing dimensions without a name are not split."""
+    """Pin an activation to its place inside `jit`; trailing dimensions without a name are not split.
+
+    Raises InputError for a dimension that its mesh axes do not divide, with the numbers.
+    """
+    check_divides(x.shape, logical, mesh)
     return jax.lax.with_sharding_constraint(x, sharding(mesh, *logical))
+
+
+def check_divides(shape: Sequence[int], logical: Sequence[str | None], mesh: Mesh, *, what: str = "the batch") -> None:
+    """Raise InputError for the first dimension that the devices on its mesh axes do not divide."""
+    for size, name in zip(shape, logical, strict=False):
+        axes = None if name is None else LOGICAL_AXES[name]
+        ways = mesh_size(mesh, axes)
+        if size % ways:
+            raise InputError(
+                f"mesh: {what} has {name}={size}, which {ways} devices on {axes!r} do not divide; choose a smaller axis"
+            )
 
 
 def weight_axes(*logical: str | None) -> dict[str, Any]:
@@ -109,13 +197,7 @@ def state_shardings(tree: Any, mesh: Mesh) -> Any:
 
         def check(leaf: Any) -> NamedSharding:
             assert not logical or len(logical) == len(leaf.shape), (path, logical, leaf.shape)
-            for size, name, axes in zip(leaf.shape, logical, where.spec, strict=False):
-                ways = mesh_size(mesh, axes)
-                if size % ways:
-                    raise InputError(
-                        f"mesh: {jax.tree_util.keystr(path)} has {name}={size}, which {ways} devices on {axes!r} "
-                        "do not divide; choose a smaller axis"
-                    )
+            check_divides(leaf.shape, logical, mesh, what=jax.tree_util.keystr(path))
             return where
 
         return jax.tree.map(check, node)
@@ -162,5 +244,14 @@ def gather_layer(params: Any, mesh: Mesh) -> Any:
 
 
 def shard_rows(tree: Any, mesh: Mesh) -> Any:
-    """Put arrays with a leading `rows` dimension on the devices, split over `data` and `fsdp`."""
-    return jax.device_put(tree, sharding(mesh, "rows"))
+    """Put arrays with a leading `rows` dimension on the devices, split over `data` and `fsdp`.
+
+    `patches` of a batch, the only large array, is split over `context` as well.
+    """
+
+    def place(path: tuple, leaf: Any) -> jax.Array:
+        logical = ("rows", "patches") if path and getattr(path[-1], "name", None) == "patches" else ("rows",)
+        check_divides(leaf.shape, logical, mesh)
+        return jax.device_put(leaf, sharding(mesh, *logical))
+
+    return jax.tree_util.tree_map_with_path(place, tree)

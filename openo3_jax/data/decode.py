@@ -71,17 +71,26 @@ def probe_clip(path: str, config: VideoConfig, *, name: str) -> Video:
     """
     with _named_errors(name):
         index = _read_index(path, config, name)
-        if not index.whole:
+        source_hw = _first_size(path, config, name) if index.whole else None
+        if source_hw is None:
             return _video_in_order(path, config, name)
-        with _open(path, config, name) as (container, stream):
-            first = next(container.decode(stream), None)
-            if first is None:
-                raise InputError(f"{name}: no frame can be decoded; expected a whole video file such as mp4")
-            height, width = _upright(first, stream).shape[:2]
         wanted = sampling.choose_frames(len(index.pts), index.fps, config)
-        size_hw = sampling.frame_size(height, width, len(wanted), config)
+        size_hw = sampling.frame_size(*source_hw, len(wanted), config)
         black = np.broadcast_to(np.uint8(0), (len(wanted), *size_hw, 3))
-        return Video(black, *_times(wanted, index, config), (height, width))
+        return Video(black, *_times(wanted, index, config), source_hw)
+
+
+def _first_size(path: str, config: VideoConfig, name: str) -> tuple[int, int] | None:
+    """Height and width in px of the first frame, upright; None if it cannot be decoded."""
+    with _open(path, config, name) as (container, stream):
+        try:
+            frame = next(container.decode(stream), None)
+        except av.error.FFmpegError:
+            return None
+        if frame is None:
+            return None
+        height, width = _upright(frame, stream).shape[:2]
+        return height, width
 
 
 def inspect_clip(path: str, config: VideoConfig, *, name: str) -> Inspection:

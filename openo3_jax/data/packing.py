@@ -3,7 +3,7 @@
 import collections
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Int
@@ -14,7 +14,6 @@ from openo3_jax.data import windows
 from openo3_jax.errors import InputError
 
 LossOn = Literal["assistant", "released"]  # the assistant's tokens, or every token but the image placeholder
-Row = Sequence[types.Sample]
 Ints = Int[np.ndarray, "..."]
 
 MERGE_UNIT = 4  # patches that become one visual token in every Qwen2.5-VL
@@ -22,6 +21,29 @@ MERGE_UNIT = 4  # patches that become one visual token in every Qwen2.5-VL
 # Smallest step between two sizes of each field of a Bucket.
 STEPS = {"seq": 128, "patches": 64, "windows": 8, "targets": 32}
 _FRAME_STEPS = {"size": 16, "count": 2}
+_FINE = ("seq", "patches")  # fields of which a shape may have any multiple of the smallest step
+
+
+class Size(NamedTuple):
+    """What a sample takes of a row: known before its pixels are. In a row it keeps the place of one without pixels."""
+
+    tokens: int
+    targets: int
+    grids: tuple[types.VisionGrid, ...]
+
+    @property
+    def patches(self) -> int:
+        return sum(grid.num_patches for grid in self.grids)
+
+
+Row = Sequence[types.Sample | Size]
+
+
+def size_of(sample: types.Sample | Size, loss_on: LossOn, image_token_id: int) -> Size:
+    """The room that a sample takes; `loss_on` says which of its tokens are targets."""
+    if isinstance(sample, Size):
+        return sample
+    return Size(len(sample.tokens), int(_is_target(sample, loss_on, image_token_id).sum()), sample.grids)
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -83,6 +105,7 @@ def bucket_for(
     vision: config_lib.VisionConfig,
     *,
     num_rows: int | None = None,
+    fine: bool = False,
     loss_on: LossOn = "assistant",
     image_token_id: int = config_lib.ModelConfig.image_token_id,
 ) -> Bucket:
@@ -90,24 +113,56 @@ def bucket_for(
 
     Each size is rounded up to a multiple of a step: 128 tokens, 64 patches, 8 windows, 2 frames of a size, 16
     patches a frame, 32 targets, and from 4 steps on the largest power of two that is at most a quarter of the size. So
-    there are four sizes to each doubling, and less than a quarter is padding. 0 stays 0.
+    there are four sizes to each doubling, and less than a quarter is padding. 0 stays 0. `fine`: tokens and
+    patches in multiples of the smallest step, for a shape that is chosen once. Frames may take places of a larger size.
     """
-    layouts = [windows.patch_layout(_grids(row), vision) for row in samples_per_row]
-    needs = [_needs(row, layout, loss_on, image_token_id) for row, layout in zip(samples_per_row, layouts, strict=True)]
+    needs = [_needs(row, vision, loss_on, image_token_id) for row in samples_per_row]
     sizes = {field: round_up(max((need[field] for need in needs), default=0), step) for field, step in STEPS.items()}
-    frames: dict[int, int] = {}
-    for layout in layouts:
-        classes = collections.Counter(round_up(int(size), _FRAME_STEPS["size"]) for size in _frame_sizes(layout))
-        for size, count in classes.items():
-            frames[size] = max(frames.get(size, 0), round_up(count, _FRAME_STEPS["count"]))
+    if fine:
+        sizes |= {field: -(-max(need[field] for need in needs) // STEPS[field]) * STEPS[field] for field in _FINE}
+    frames = _nest([_frame_counts(row) for row in samples_per_row])
+    frames = {size: round_up(count, _FRAME_STEPS["count"]) for size, count in frames.items()}
     return Bucket(rows=len(samples_per_row) if num_rows is None else num_rows, frames=frames, **sizes)
+
+
+def _frame_counts(row: Row) -> collections.Counter[int]:
+    """How many frames of each size, rounded up, the row has."""
+    counts: collections.Counter[int] = collections.Counter()
+    for grid in _grids(row):
+        counts[round_up(grid.height * grid.width, _FRAME_STEPS["size"])] += grid.frames
+    return counts
+
+
+def _nest(rows: Sequence[Mapping[int, int]]) -> dict[int, int]:
+    """The fewest frames of each size that hold each of the rows, since a frame also fits a larger place.
+
+    Example: rows {512: 16} and {512: 2, 640: 6} need {512: 10, 640: 6}.
+    """
+    nested: dict[int, int] = {}
+    num_larger = 0
+    for size in sorted({size for row in rows for size in row}, reverse=True):
+        num = max(_num_from(row, size) for row in rows)
+        nested[size] = num - num_larger
+        num_larger = num
+    return {size: count for size, count in sorted(nested.items()) if count}
+
+
+def _num_from(frames: Mapping[int, int], least: int) -> int:
+    """Frames of `least` patches or more."""
+    return sum(count for size, count in frames.items() if size >= least)
 
 
 def union(a: Bucket, b: Bucket) -> Bucket:
     """The smallest bucket that holds what either holds."""
     sizes = {field: max(getattr(a, field), getattr(b, field)) for field in ("rows", *STEPS)}
-    frames = {size: max(a.frames.get(size, 0), b.frames.get(size, 0)) for size in {*a.frames, *b.frames}}
-    return Bucket(**sizes, frames=frames)
+    return Bucket(**sizes, frames=_nest([a.frames, b.frames]))
+
+
+def holds(bucket: Bucket, need: Bucket) -> bool:
+    """Whether rows that need one bucket fit the other; a frame fits any class of at least its size."""
+    if any(getattr(need, field) > getattr(bucket, field) for field in ("rows", *STEPS)):
+        return False
+    return all(_num_from(bucket.frames, size) >= _num_from(need.frames, size) for size in need.frames)
 
 
 def make_batch(
@@ -120,7 +175,8 @@ def make_batch(
 ) -> types.Batch:
     """Rows of samples as numpy arrays of the bucket's shape; missing rows are all padding.
 
-    Samples of a row stand one after the other as segments 1, 2, ..., each with its own positions. A target is
+    Samples of a row stand one after the other as segments 1, 2, ..., each with its own positions. A `Size` leaves the
+    place of a sample empty: padding, black patches that no token shows, no targets; nothing else moves. A target is
     predicted from the slot before it in its own sample, so no first token is one. `loss_on="released"` trains on
     all text, the questions too, as the reference does.
 
@@ -133,7 +189,7 @@ def make_batch(
     batch = _empty_batch(bucket, config.vision, pad_id)
     for index, row in enumerate(rows):
         layout = windows.patch_layout(_grids(row), config.vision)
-        for field, need in _needs(row, layout, loss_on, config.image_token_id).items():
+        for field, need in _needs(row, config.vision, loss_on, config.image_token_id).items():
             if need > getattr(bucket, field):
                 raise InputError(
                     f"row {index}: {field}={need}, {need - getattr(bucket, field)} more than the bucket's "
@@ -155,13 +211,14 @@ def _is_target(sample: types.Sample, loss_on: LossOn, image_token_id: int) -> Bo
     return mask & (np.arange(len(sample.tokens)) > 0)
 
 
-def _needs(row: Row, layout: windows.PatchLayout, loss_on: LossOn, image_token_id: int) -> dict[str, int]:
+def _needs(row: Row, vision: config_lib.VisionConfig, loss_on: LossOn, image_token_id: int) -> dict[str, int]:
     """Sizes that the row fills, under the names of the Bucket's fields."""
+    sizes = [size_of(sample, loss_on, image_token_id) for sample in row]
     return {
-        "seq": sum(len(sample.tokens) for sample in row),
-        "patches": sum(len(sample.patches) for sample in row),
-        "windows": layout.num_windows,
-        "targets": sum(int(_is_target(sample, loss_on, image_token_id).sum()) for sample in row),
+        "seq": sum(size.tokens for size in sizes),
+        "patches": sum(size.patches for size in sizes),
+        "windows": sum(windows.count_windows(grid, vision) for grid in _grids(row)),
+        "targets": sum(size.targets for size in sizes),
     }
 
 
@@ -225,6 +282,9 @@ def _empty_batch(bucket: Bucket, vision: config_lib.VisionConfig, pad_id: int) -
 def _fill_text(batch: types.Batch, index: int, row: Row, loss_on: LossOn, image_token_id: int) -> None:
     start = num_visual = num_targets = 0
     for segment, sample in enumerate(row, start=1):
+        if isinstance(sample, Size):
+            start, num_visual = start + sample.tokens, num_visual + sample.patches // MERGE_UNIT
+            continue
         stop = start + len(sample.tokens)
         batch.tokens[index, start:stop] = sample.tokens
         batch.positions[index, :, start:stop] = sample.positions
@@ -246,7 +306,13 @@ def _fill_text(batch: types.Batch, index: int, row: Row, loss_on: LossOn, image_
 
 def _fill_vision(vision: types.VisionBatch, index: int, row: Row, layout: windows.PatchLayout, bucket: Bucket) -> None:
     number = np.arange(len(layout.hw))
-    vision.patches[index, : len(number)] = np.concatenate([sample.patches for sample in row])
+    start = 0
+    for sample in row:
+        if isinstance(sample, Size):
+            start += sample.patches
+        else:
+            vision.patches[index, start : start + len(sample.patches)] = sample.patches
+            start += len(sample.patches)
     vision.patch_hw[index, : len(number)] = layout.hw
     vision.window_patches[index, layout.window, layout.window_rank] = number
     vision.window_slots[index, : len(number)] = layout.window * vision.window_patches.shape[-1] + layout.window_rank

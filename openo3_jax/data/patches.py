@@ -9,6 +9,27 @@ from openo3_jax import types
 from openo3_jax.errors import InputError
 
 
+def grid_of(
+    pixels: UInt8[np.ndarray, "frames height width 3"],
+    *,
+    patch_size: int = 14,
+    temporal_patch_size: int = 2,
+    merge_size: int = 2,
+) -> types.VisionGrid:
+    """The grid of patches that `to_patches` cuts.
+
+    Raises: InputError when a side is not a multiple of patch_size * merge_size px.
+    """
+    frames, height, width, _ = pixels.shape
+    unit_px = patch_size * merge_size
+    if 0 in pixels.shape or height % unit_px or width % unit_px:
+        raise InputError(
+            f"picture of {frames} x {height}x{width} px (frames x height x width): sides must be multiples of "
+            f"{unit_px} px; resize it with smart_resize"
+        )
+    return types.VisionGrid(-(-frames // temporal_patch_size), height // patch_size, width // patch_size)
+
+
 def to_patches(
     pixels: UInt8[np.ndarray, "frames height width 3"],
     *,
@@ -28,12 +49,7 @@ def to_patches(
     Source: transformers 5.23 models/qwen2_vl/image_processing_pil_qwen2_vl.py (`patchify`).
     """
     frames, height, width, _ = pixels.shape
-    unit_px = patch_size * merge_size
-    if 0 in pixels.shape or height % unit_px or width % unit_px:
-        raise InputError(
-            f"picture of {frames} x {height}x{width} px (frames x height x width): sides must be multiples of "
-            f"{unit_px} px; resize it with smart_resize"
-        )
+    grid = grid_of(pixels, patch_size=patch_size, temporal_patch_size=temporal_patch_size, merge_size=merge_size)
     # One float per value a byte can have: bit-equal to the arithmetic, and cheaper than doing it per pixel.
     values = (np.arange(256) * (1 / 255)).astype(np.float32)
     table = (values - np.float32(mean)[:, None]) / np.float32(std)[:, None]
@@ -42,8 +58,6 @@ def to_patches(
         np.take(table[channel], pixels[..., channel], out=planes[:, channel], mode="clip")
     missing = -frames % temporal_patch_size
     planes = np.concatenate([planes, np.repeat(planes[-1:], missing, axis=0)])
-
-    grid = types.VisionGrid(len(planes) // temporal_patch_size, height // patch_size, width // patch_size)
     split = planes.reshape(
         grid.frames,
         temporal_patch_size,

@@ -71,14 +71,16 @@ class Processor:
         ids = [int(token) for token in tokens]
         return self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
 
-    def encode(self, messages: Sequence[Message], *, add_generation_prompt: bool | None = None) -> types.Sample:
+    def encode(
+        self, messages: Sequence[Message], *, add_generation_prompt: bool | None = None, hollow: bool = False
+    ) -> types.Sample:
         """Render `messages` with the directory's chat template and tokenise them; nothing is ever cut off.
 
         A message is {"role": "system" | "user" | "assistant", "content": str or items}, an item
         {"type": "text", "text": str} or {"type": "picture", "picture": types.Picture}. A still stands as
         `<|image_pad|>`, native video as `<|video_pad|>`, once per visual token. `add_generation_prompt`: None adds
         it unless the last message is the assistant's. In `loss_mask`, the assistant's tokens reach from the first
-        with a character of its text to `<|im_end|>`.
+        with a character of its text to `<|im_end|>`. `hollow`: patches are zeros that take no memory, for planning.
 
         Raises: InputError for malformed messages, for text that holds a special token (it would be read as
         control), and for a template that loses pictures or the assistant's text.
@@ -91,7 +93,7 @@ class Processor:
         tokens = np.array(encoded["input_ids"], np.int32)
         loss_mask = _assistant_mask(text, np.array(encoded["offset_mapping"]).reshape(-1, 2), messages)
         pictures = _pictures(messages)
-        patches, grids = self._patches(pictures)
+        grids = tuple(patches_lib.grid_of(picture.pixels, **self._cut) for picture in pictures)
         seconds = [picture.seconds_per_grid for picture in pictures]
 
         is_visual = self._is_visual(tokens)
@@ -109,7 +111,7 @@ class Processor:
             positions=positions.mrope_positions(tokens, grids, seconds, self.config),
             loss_mask=np.repeat(loss_mask & ~is_visual, counts),
             is_visual=np.repeat(is_visual, counts),
-            patches=patches,
+            patches=self._hollow_patches(grids) if hollow else self._patches(pictures),
             grids=grids,
         )
 
@@ -131,23 +133,23 @@ class Processor:
     def _is_visual(self, tokens: Int[np.ndarray, " seq"]) -> Bool[np.ndarray, " seq"]:
         return (tokens == self.config.image_token_id) | (tokens == self.config.video_token_id)
 
-    def _patches(
-        self, pictures: Sequence[types.Picture]
-    ) -> tuple[Float[np.ndarray, "patches patch_dim"], tuple[types.VisionGrid, ...]]:
+    @property
+    def _cut(self) -> dict[str, int]:
         settings = self.image_settings
-        cut = [
-            patches_lib.to_patches(
-                picture.pixels,
-                mean=settings.mean,
-                std=settings.std,
-                patch_size=settings.patch_size,
-                temporal_patch_size=settings.temporal_patch_size,
-                merge_size=settings.merge_size,
-            )
-            for picture in pictures
-        ]
-        none = np.zeros((0, self.config.vision.patch_dim), np.float32)
-        return np.concatenate([none, *(patches for patches, _ in cut)]), tuple(grid for _, grid in cut)
+        return {
+            "patch_size": settings.patch_size,
+            "temporal_patch_size": settings.temporal_patch_size,
+            "merge_size": settings.merge_size,
+        }
+
+    def _patches(self, pictures: Sequence[types.Picture]) -> Float[np.ndarray, "patches patch_dim"]:
+        mean, std = self.image_settings.mean, self.image_settings.std
+        cut = [patches_lib.to_patches(picture.pixels, mean=mean, std=std, **self._cut)[0] for picture in pictures]
+        return np.concatenate([np.zeros((0, self.config.vision.patch_dim), np.float32), *cut])
+
+    def _hollow_patches(self, grids: Sequence[types.VisionGrid]) -> Float[np.ndarray, "patches patch_dim"]:
+        num = sum(grid.num_patches for grid in grids)
+        return np.broadcast_to(np.float32(0.0), (num, self.config.vision.patch_dim))
 
 
 def _items(message: Message) -> Sequence[Mapping[str, Any]]:

@@ -26,6 +26,15 @@ class PatchLayout:
     num_frames: int
 
 
+def count_windows(grid: types.VisionGrid, vision: config_lib.VisionConfig) -> int:
+    """Number of windows that tile all temporal patches of a picture.
+
+    Example: 16 x 30 patches with windows of 8 x 8 are 2 x 4 windows.
+    """
+    side_patches = vision.window_size // vision.patch_size
+    return grid.frames * -(-grid.height // side_patches) * -(-grid.width // side_patches)
+
+
 def patch_layout(grids: Sequence[types.VisionGrid], vision: config_lib.VisionConfig) -> PatchLayout:
     """Windows of window_size px tile each temporal patch from its top left corner; those at the edge are smaller.
 

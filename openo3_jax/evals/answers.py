@@ -91,7 +91,7 @@ def matches_open(text: str, gold: str) -> bool:
     Only the answer is read, never the reasoning. Articles, case and punctuation do not count.
     Source: the rule of MMMU's open questions, as Open-o3-Video's eval for VideoMMMU applies it to the whole output.
     """
-    said, wanted = _words(final_text(text)), _words(gold)
+    said, wanted = words(final_text(text)), words(gold)
     number = _as_number(gold)
     if number is not None:
         numbers = [value for value in map(_as_number, _NUMERAL.findall(final_text(text))) if value is not None]
@@ -110,5 +110,6 @@ def _as_number(text: str) -> float | None:
     return value if math.isfinite(value) else None
 
 
-def _words(text: str) -> list[str]:
+def words(text: str) -> list[str]:
+    """Words and numbers in small letters, without articles."""
     return [word for word in _WORD.findall(text.casefold()) if word not in _ARTICLES]

@@ -5,38 +5,24 @@ Einsum letters: r rows, q query slots, k key slots, h key/value heads, g query h
 
 import math
 from functools import partial
-from typing import Literal, NamedTuple
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from jaxtyping import Bool, Float, Int
+from jax.sharding import Mesh
+from jaxtyping import Float, Int
 
+from openo3_jax import mesh as mesh_lib
+from openo3_jax.models import attention_blockwise, masks
+from openo3_jax.models.masks import MASKED, Slots, visible
 from openo3_jax.types import Array
+
+__all__ = ["MASKED", "Backend", "Slots", "attention", "visible"]
 
 Backend = Literal["auto", "xla", "blockwise"]
 
-MASKED = -1e30  # finite, so that a row of padding stays finite
-BLOCK = 128  # slots of a block of queries or keys; on a CPU, blocks of 128 fit its cache (docs/log.md)
-
-
-class Slots(NamedTuple):
-    """What decides who sees whom. Segment 0 is padding; branch 0 is seen by its whole segment (see types.Batch)."""
-
-    segments: Int[Array, "rows seq"]
-    branches: Int[Array, "rows seq"] | None = None
-
-
-def visible(
-    query: Slots, key: Slots, query_at: Int[Array, " q"], key_at: Int[Array, " k"], *, causal: bool
-) -> Bool[Array, "rows q k"]:
-    """True where a query may look at a key: same segment, not later, and on its own branch or the shared one."""
-    allowed = query.segments[:, :, None] == key.segments[:, None, :]
-    if causal:
-        allowed &= query_at[:, None] >= key_at[None, :]
-    if key.branches is not None:
-        key_branch = key.branches[:, None, :]
-        allowed &= (key_branch == 0) | (query.branches[:, :, None] == key_branch)
-    return allowed
+BLOCK = 128  # slots of a block of queries or keys on a CPU: they fit its cache (docs/log.md)
+ACCELERATOR_BLOCK = 512
 
 
 @jax.named_scope("attention")
@@ -48,108 +34,69 @@ def attention(
     *,
     causal: bool,
     backend: Backend = "auto",
+    mesh: Mesh | None = None,
 ) -> Float[Array, "rows seq heads head_dim"]:
     """`softmax(q k^T / sqrt(head_dim)) v` over visible slots; softmax in float32; grouped heads are not repeated.
 
     `xla` builds the scores, `blockwise` keeps memory linear in the sequence, forward and backward; "auto" takes the
-    first for rows of one block.
+    first for rows of one block. With a mesh, rows, heads and slots are split over it; without, all is on one device.
+    Raises InputError for sizes that the mesh does not divide.
     """
+    if mesh is None:
+        return local(q, k, v, slots, slots, causal=causal, backend=backend, platform=jax.default_backend())
+    for x, heads in ((q, "heads"), (k, "kv_heads")):
+        mesh_lib.check_divides(x.shape, ("rows", "seq", heads), mesh)
+    split = mesh_lib.partition_spec(("rows", "seq", "heads"))
+    rows = mesh_lib.partition_spec(("rows", "seq"))
+    here = partial(local, causal=causal, backend=backend, platform=mesh.devices.flat[0].platform)
+    attend = partial(_over_context, attend=here, ways=mesh.shape["context"])
+    # Every axis of the mesh splits q, k and v, so no gradient needs a sum that the check of replication would find.
+    sharded = jax.shard_map(attend, mesh=mesh, in_specs=(split, split, split, rows), out_specs=split, check_vma=False)
+    return sharded(q, k, v, slots)
+
+
+def _over_context(q, k, v, slots: Slots, *, attend, ways: int):
+    """Attention on one device of a mesh, whose slots are one of `ways` parts of the row.
+
+    Where the heads can be cut into as many parts, devices swap slots for heads: each then has whole rows of some heads,
+    and the work is even. Else each gathers all keys and values, and looks at them with the queries it has.
+    """
+    if ways == 1:
+        return attend(q, k, v, slots, slots)
+    gather = partial(jax.lax.all_gather, axis_name="context", axis=1, tiled=True)
+    whole = jax.tree.map(gather, slots)
+    if k.shape[2] % ways == 0:
+        swap = partial(jax.lax.all_to_all, axis_name="context", tiled=True)
+        q, k, v = (swap(x, split_axis=2, concat_axis=1) for x in (q, k, v))
+        return swap(attend(q, k, v, whole, whole), split_axis=1, concat_axis=2)
+    first = jax.lax.axis_index("context") * q.shape[1]
+    return attend(q, gather(k), gather(v), slots, whole, first=first)
+
+
+def local(
+    q: Float[Array, "rows q heads head_dim"],
+    k: Float[Array, "rows k kv_heads head_dim"],
+    v: Float[Array, "rows k kv_heads head_dim"],
+    query: Slots,
+    key: Slots,
+    *,
+    causal: bool,
+    platform: str,
+    backend: Backend = "auto",
+    first: int | Int[Array, ""] = 0,
+) -> Float[Array, "rows q heads head_dim"]:
+    """Attention on one device of that platform; query i stands in slot `first + i` of the keys' row."""
+    block = BLOCK if platform == "cpu" else ACCELERATOR_BLOCK
     if backend == "auto":
-        backend = "xla" if q.shape[1] <= BLOCK else "blockwise"
-    rows, seq, heads, head_dim = q.shape
-    grouped = q.reshape(rows, seq, k.shape[2], heads // k.shape[2], head_dim)
-    attend = _dense if backend == "xla" else _blockwise
-    return attend(grouped, k, v, slots, causal).reshape(q.shape)
+        backend = "xla" if k.shape[1] <= block else "blockwise"
+    attend = _dense if backend == "xla" else partial(attention_blockwise.attend, block=block)
+    return attend(q, k, v, query, key, causal=causal, first=first)
 
 
-def _dense(q, k, v, slots: Slots, causal: bool):
-    at = jnp.arange(q.shape[1])
-    scores = jnp.einsum("rqhgd,rkhd->rhgqk", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
-    allowed = visible(slots, slots, at, at, causal=causal)[:, None, None]
+def _dense(q, k, v, query: Slots, key: Slots, *, causal: bool, first: int | Int[Array, ""] = 0):
+    grouped = q.reshape(*q.shape[:2], k.shape[2], -1, q.shape[-1])
+    scores = jnp.einsum("rqhgd,rkhd->rhgqk", grouped, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
+    at, key_at = first + jnp.arange(q.shape[1]), jnp.arange(k.shape[1])
+    allowed = masks.visible(query, key, at, key_at, causal=causal)[:, None, None]
     weights = jax.nn.softmax(jnp.where(allowed, scores, MASKED), axis=-1).astype(v.dtype)
-    return jnp.einsum("rhgqk,rkhd->rqhgd", weights, v)
-
-
-def _blockwise(q, k, v, slots: Slots, causal: bool):
-    """Online softmax over blocks. Source: FlashAttention-2, arXiv:2307.08691."""
-    seq = q.shape[1]
-    block = min(BLOCK, seq)
-    padding = -seq % block
-
-    def split(x):  # [rows, seq, ...] -> [blocks, rows, block, ...]
-        x = jnp.pad(x, ((0, 0), (0, padding)) + ((0, 0),) * (x.ndim - 2))
-        return jnp.moveaxis(x.reshape(x.shape[0], -1, block, *x.shape[2:]), 1, 0)
-
-    heads_first = [jnp.moveaxis(split(x), 2, -2) for x in (q, k, v)]  # [blocks, rows, h, (g,) block, d]
-    out = _flash(*heads_first, jax.tree.map(split, slots), causal)  # [blocks, rows, h, g, block, d]
-    out = jnp.moveaxis(jnp.moveaxis(out, -2, 2), 0, 1)
-    return out.reshape(out.shape[0], -1, *out.shape[3:])[:, :seq]
-
-
-def _block_scores(q, k, slots: Slots, i, j, causal: bool):
-    """Scores of query block i against key block j, float32 `[rows, h, g, block, block]`, masked."""
-    block = q.shape[-2]
-    scores = jnp.einsum("rhgqd,rhkd->rhgqk", q, k, preferred_element_type=jnp.float32) / math.sqrt(q.shape[-1])
-    here, there = (jax.tree.map(lambda x, at=at: x[at], slots) for at in (i, j))
-    at = jnp.arange(block)
-    allowed = visible(here, there, i * block + at, j * block + at, causal=causal)
-    return jnp.where(allowed[:, None, None], scores, MASKED)
-
-
-def _num_key_blocks(i, blocks: int, causal: bool):
-    return i + 1 if causal else blocks
-
-
-@partial(jax.custom_vjp, nondiff_argnums=(4,))
-def _flash(q, k, v, slots: Slots, causal: bool):
-    return _flash_fwd(q, k, v, slots, causal)[0]
-
-
-def _flash_fwd(q, k, v, slots: Slots, causal: bool):
-    blocks = q.shape[0]
-
-    def query_block(_, i):
-        def key_block(j, carry):
-            top, total, out = carry
-            scores = _block_scores(q[i], k[j], slots, i, j, causal)
-            new_top = jnp.maximum(top, scores.max(-1))
-            weights = jnp.exp(scores - new_top[..., None])
-            decay = jnp.exp(top - new_top)
-            part = jnp.einsum("rhgqk,rhkd->rhgqd", weights.astype(v.dtype), v[j], preferred_element_type=jnp.float32)
-            return new_top, total * decay + weights.sum(-1), out * decay[..., None] + part
-
-        zeros = jnp.zeros(q.shape[1:], jnp.float32)
-        start = jnp.full(q.shape[1:-1], MASKED, jnp.float32), zeros[..., 0], zeros
-        top, total, out = jax.lax.fori_loop(0, _num_key_blocks(i, blocks, causal), key_block, start)
-        return None, ((out / total[..., None]).astype(q.dtype), top + jnp.log(total))
-
-    _, (out, log_total) = jax.lax.scan(query_block, None, jnp.arange(blocks))
-    return out, (q, k, v, slots, out, log_total)
-
-
-def _flash_bwd(causal: bool, saved, d_out):
-    q, k, v, slots, out, log_total = saved
-    blocks = q.shape[0]
-    delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
-    einsum = partial(jnp.einsum, preferred_element_type=jnp.float32)
-
-    def query_block(carry, i):
-        def key_block(j, carry):
-            d_q, d_k, d_v = carry
-            weights = jnp.exp(_block_scores(q[i], k[j], slots, i, j, causal) - log_total[i][..., None])
-            d_weights = einsum("rhgqd,rhkd->rhgqk", d_out[i], v[j])
-            d_scores = (weights * (d_weights - delta[i][..., None]) / math.sqrt(q.shape[-1])).astype(q.dtype)
-            d_v = d_v.at[j].add(einsum("rhgqk,rhgqd->rhkd", weights.astype(q.dtype), d_out[i]))
-            d_k = d_k.at[j].add(einsum("rhgqk,rhgqd->rhkd", d_scores, q[i]))
-            return d_q + einsum("rhgqk,rhkd->rhgqd", d_scores, k[j]), d_k, d_v
-
-        start = jnp.zeros(q.shape[1:], jnp.float32), *carry
-        d_q, *carry = jax.lax.fori_loop(0, _num_key_blocks(i, blocks, causal), key_block, start)
-        return tuple(carry), d_q.astype(q.dtype)
-
-    zeros = jnp.zeros(k.shape, jnp.float32)
-    (d_k, d_v), d_q = jax.lax.scan(query_block, (zeros, zeros), jnp.arange(blocks))
-    return d_q, d_k.astype(k.dtype), d_v.astype(v.dtype), None
-
-
-_flash.defvjp(_flash_fwd, _flash_bwd)
+    return jnp.einsum("rhgqk,rkhd->rqhgd", weights, v).reshape(q.shape)

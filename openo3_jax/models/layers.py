@@ -1,7 +1,8 @@
 """The building blocks of both towers. Attribute names follow HF, so that the weight table reads as identity."""
 
 from collections.abc import Callable
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -13,6 +14,12 @@ from openo3_jax import mesh as mesh_lib
 from openo3_jax.types import Array
 
 INIT_STD = 0.02  # HF `initializer_range`
+
+# What the backward pass finds of a layer; the rest it computes again. "layers": the residual stream before the layer;
+# "attention": that and attention's results, so that attention runs once; "dots": those and every product with a
+# weight; "none": everything.
+Remat = Literal["none", "layers", "attention", "dots"]
+ATTENTION = "attention"  # the name under which attention's results are kept
 
 
 def linear(
@@ -55,8 +62,23 @@ class Embedding(nnx.Module):
         init = nnx.initializers.normal(INIT_STD)
         self.weight = nnx.Param(init(rngs.params(), (vocab, dim)), **mesh_lib.weight_axes("vocab", "embed"))
 
-    def __call__(self, ids: Int[Array, "*batch"]) -> Float[Array, "*batch dim"]:
-        return jnp.take(self.weight[...], ids, axis=0)
+    def __call__(self, ids: Int[Array, "rows seq"], *, mesh: Mesh) -> Float[Array, "rows seq dim"]:
+        """Each device looks up the ids of its rows in its part of the vocabulary; the parts are summed.
+
+        In `shard_map`, because the compiler's own way to the gradient of a table split over `tensor` makes it whole
+        on every device.
+        """
+        slots, weights = (mesh_lib.partition_spec(axes) for axes in (("rows", "seq"), ("vocab", "embed")))
+
+        @partial(jax.shard_map, mesh=mesh, in_specs=(weights, slots), out_specs=slots)
+        def look_up(table, ids):
+            table = jax.lax.all_gather(table, "fsdp", axis=1, tiled=True)
+            at = ids - jax.lax.axis_index("tensor") * table.shape[0]
+            is_here = (at >= 0) & (at < table.shape[0])
+            found = jnp.take(table, jnp.where(is_here, at, 0), axis=0)
+            return jax.lax.psum(jnp.where(is_here[..., None], found, 0), "tensor")
+
+        return look_up(self.weight[...], ids)
 
 
 class SwiGLU(nnx.Module):
@@ -96,12 +118,11 @@ def scan(
     per_layer: Any = None,
     *,
     mesh: Mesh,
-    remat: bool,
+    remat: bool | Remat,
 ) -> tuple[Array, Any]:
     """Run stacked layers: `x, out = call(layer, x, per_layer[i])` for each; returns the last x and the stacked outs.
 
-    Weights are gathered over `fsdp` one layer at a time. `remat` keeps only x between layers and computes the rest
-    again in the backward pass.
+    Weights are gathered over `fsdp` one layer at a time. `remat`: see `Remat`; True is "layers", False is "none".
     """
     graphdef, params = nnx.split(layers)
 
@@ -109,4 +130,16 @@ def scan(
         layer_params, extra = scanned
         return call(nnx.merge(graphdef, mesh_lib.gather_layer(layer_params, mesh)), x, extra)
 
-    return jax.lax.scan(jax.checkpoint(body) if remat else body, x, (params, per_layer))
+    if isinstance(remat, bool):
+        remat = "layers" if remat else "none"
+    if remat != "none":
+        body = jax.checkpoint(body, policy=_kept(remat))
+    return jax.lax.scan(body, x, (params, per_layer))
+
+
+def _kept(remat: Remat) -> Callable[..., Any] | None:
+    """Which values between a layer's input and output are kept for the backward pass, None for none."""
+    policies = jax.checkpoint_policies
+    attention = policies.save_only_these_names(ATTENTION)
+    products = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, attention)
+    return {"layers": None, "attention": attention, "dots": products}[remat]

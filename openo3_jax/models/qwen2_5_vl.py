@@ -8,7 +8,7 @@ from jaxtyping import Float
 
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import ModelConfig
-from openo3_jax.models import attention, layers, text, vision
+from openo3_jax.models import attention, layers, moves, text, vision
 from openo3_jax.types import Array, Batch
 
 
@@ -32,13 +32,13 @@ class Qwen2_5_VL(nnx.Module):
         """The output table: its own, or the embedding's where they are tied."""
         return self.head_module.weight[...]
 
-    def embed(self, batch: Batch, *, remat: bool = False) -> Float[Array, "rows seq dim"]:
+    def embed(self, batch: Batch, *, remat: bool | layers.Remat = False) -> Float[Array, "rows seq dim"]:
         """Token embeddings with the visual tokens of the row in their slots."""
-        x = layers.gathered(self.text.embed_tokens, self.mesh)(batch.tokens)
-        x = mesh_lib.constrain(x, self.mesh, "rows")
+        mesh_lib.check_divides(batch.tokens.shape, ("rows", "seq"), self.mesh)
+        x = self.text.embed_tokens(batch.tokens, mesh=self.mesh)
         if batch.vision.patches.shape[1]:
             visual = self.visual(batch.vision, remat=remat)
-            placed = vision.rearrange(visual, batch.visual_tokens, batch.visual_slots)
+            placed = moves.rearrange(visual, batch.visual_tokens, batch.visual_slots, self.mesh, "patches", "seq")
             x = jnp.where((batch.visual_tokens >= 0)[..., None], placed.astype(x.dtype), x)
         return x
 
@@ -46,7 +46,7 @@ class Qwen2_5_VL(nnx.Module):
         self,
         batch: Batch,
         *,
-        remat: bool = False,
+        remat: bool | layers.Remat = False,
         keep_cache: bool = False,
         backend: attention.Backend = "auto",
     ) -> tuple[Float[Array, "rows seq dim"], text.KeyValue | None]:

@@ -89,17 +89,23 @@ class TextDecoder(nnx.Module):
         positions: Int[Array, "rows 3 seq"],
         slots: attention.Slots,
         *,
-        remat: bool = False,
+        remat: bool | layers.Remat = False,
         keep_cache: bool = False,
         backend: attention.Backend = "auto",
     ) -> tuple[Float[Array, "rows seq dim"], KeyValue | None]:
-        """Hidden states after the last norm, and every layer's keys and values if `keep_cache`."""
+        """Hidden states after the last norm, and every layer's keys and values if `keep_cache`.
+
+        `remat`: what is kept between layers for the backward pass, see `layers.Remat`.
+        """
         rotary = angles(self.config, positions)
 
         def call(layer: DecoderLayer, x, _):
             q, kv = layer.project(x, rotary)
-            mixed = attention.attention(q, kv.k, kv.v, slots, causal=True, backend=backend)
-            return mesh_lib.constrain(layer.finish(x, mixed), self.mesh, "rows"), kv if keep_cache else None
+            mixed = attention.attention(q, kv.k, kv.v, slots, causal=True, backend=backend, mesh=self.mesh)
+            return pin(layer.finish(x, mixed)), kv if keep_cache else None
 
-        x, cache = layers.scan(self.layers, mesh_lib.constrain(x, self.mesh, "rows"), call, mesh=self.mesh, remat=remat)
+        def pin(x):
+            return mesh_lib.constrain(x, self.mesh, "rows", "seq")
+
+        x, cache = layers.scan(self.layers, pin(x), call, mesh=self.mesh, remat=remat)
         return self.norm(x), cache

@@ -33,14 +33,19 @@ def target_scores(
     """Log-probability of each target token given the hidden state at its slot, and the entropy there.
 
     log p = h . w_target - log sum_v exp(h . w_v), over chunks of targets, recomputed in the backward pass. Runs in
-    `shard_map`: the head is gathered over `fsdp` once and its gradient is scattered once, not once per chunk.
+    `shard_map`: the head is gathered over `fsdp` once and its gradient is scattered once, not once per chunk. Where
+    `context` splits the row, each device has some of the slots and scores as many of the targets.
     """
-    rows, weights = mesh_lib.partition_spec(("rows",)), mesh_lib.partition_spec(("vocab", "embed"))
+    slots, weights = mesh_lib.partition_spec(("rows", "seq")), mesh_lib.partition_spec(("vocab", "embed"))
+    rows = mesh_lib.partition_spec(("rows",))
+    num_targets = targets.shape[1]
+    padding = ((0, 0), (0, -num_targets % mesh.shape["context"]))
+    target_slots, targets = (jnp.pad(x, padding, constant_values=-1) for x in (target_slots, targets))
 
-    @partial(jax.shard_map, mesh=mesh, in_specs=(rows, weights, rows, rows), out_specs=rows)
+    @partial(jax.shard_map, mesh=mesh, in_specs=(slots, weights, rows, rows), out_specs=slots)
     def local(hidden, head, slots, targets):
         table = jax.lax.all_gather(head, "fsdp", axis=1, tiled=True)
-        picked = jnp.take_along_axis(hidden, jnp.maximum(slots, 0)[..., None], axis=1)
+        picked, slots, targets = _own_targets(hidden, slots, targets)
         flat, wanted = picked.reshape(-1, picked.shape[-1]), targets.reshape(-1)
         chunk = min(len(flat), max(MIN_CHUNK_TARGETS, CHUNK_LOGITS // table.shape[0]))
         padding = -len(flat) % chunk
@@ -54,7 +59,20 @@ def target_scores(
             lambda x: jnp.where(slots >= 0, x.reshape(-1)[: len(flat)].reshape(slots.shape), 0.0), scores
         )
 
-    return local(hidden, head, target_slots, targets)
+    return jax.tree.map(lambda x: x[:, :num_targets], local(hidden, head, target_slots, targets))
+
+
+def _own_targets(
+    hidden: Float[Array, "rows _part dim"], slots: Int[Array, "rows all"], targets: Int[Array, "rows all"]
+) -> tuple[Float[Array, "rows own dim"], Int[Array, "rows own"], Int[Array, "rows own"]]:
+    """An equal share of a row's targets for each device on `context`, with the hidden states, wherever they were."""
+    place, part = jax.lax.axis_index("context"), hidden.shape[1]
+    at = slots - place * part
+    picked = jnp.take_along_axis(hidden, jnp.clip(at, 0, part - 1)[..., None], axis=1)
+    picked = jnp.where(((at >= 0) & (at < part))[..., None], picked, 0)
+    picked = jax.lax.psum_scatter(picked, "context", scatter_dimension=1, tiled=True)
+    own = picked.shape[1]
+    return picked, *(jax.lax.dynamic_slice_in_dim(x, place * own, own, axis=1) for x in (slots, targets))
 
 
 def _chunk_scores(

@@ -195,8 +195,8 @@ def test_bucket_takes_the_largest_row():
         [make_sample([1, types.VisionGrid(9, 2, 20), 2])],
     ]
     bucket = packing.bucket_for(rows, CONFIG.vision)
-    # 360 patches, 9 * 3 windows, 2 frames of 24 patches, 9 of 40, 1 target.
-    assert bucket == packing.Bucket(rows=2, seq=128, patches=384, windows=32, frames={32: 2, 48: 10}, targets=32)
+    # 360 patches, 9 * 3 windows, 9 frames of 40 patches, whose places stills of 24 take too, 1 target.
+    assert bucket == packing.Bucket(rows=2, seq=128, patches=384, windows=32, frames={48: 10}, targets=32)
     assert bucket.visual == 96
     released = packing.bucket_for(rows, CONFIG.vision, loss_on="released")
     assert released == bucket  # 2 and 1 text targets, still 32
@@ -234,7 +234,7 @@ def test_frames_without_a_place_are_refused():
 
 
 def test_union_holds_what_either_holds():
-    a = packing.Bucket(rows=2, seq=128, patches=64, windows=8, frames={32: 2, 48: 10}, targets=32)
+    a = packing.Bucket(rows=2, seq=128, patches=64, windows=8, frames={48: 10}, targets=32)
     b = packing.Bucket(rows=1, seq=256, patches=32, windows=16, frames={48: 4, 64: 2}, targets=32)
-    expected = packing.Bucket(rows=2, seq=256, patches=64, windows=16, frames={32: 2, 48: 10, 64: 2}, targets=32)
+    expected = packing.Bucket(rows=2, seq=256, patches=64, windows=16, frames={48: 8, 64: 2}, targets=32)
     assert packing.union(a, b) == packing.union(b, a) == expected
