@@ -18,6 +18,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 from openo3_jax import recipes
 from openo3_jax.config import GSPOConfig, SFTConfig, VideoConfig
 from openo3_jax.errors import InputError
+from openo3_jax.evals.config import EvalConfig
 
 Flat = arg(name="")  # fields of a nested dataclass as flags of their own
 Verbs = Mapping[str, Any]  # a word -> a function, or the words that may follow it
@@ -344,6 +345,49 @@ def _progress(what: str) -> Iterator[Callable[[int, int], None]]:
         yield advance
 
 
+def eval_(
+    benchmark: Positional[Annotated[str | None, arg(metavar="BENCHMARK")]] = None,
+    *,
+    model: Path | None = None,
+    data: Path | None = None,
+    out: Path | None = None,
+    compare: tuple[Path, Path] | None = None,
+    judge: str = "rouge",
+    judge_model: str | None = None,
+    judge_key: str | None = None,
+    prompts: Path | None = None,
+    mesh: str | None = None,
+    config: Annotated[EvalConfig, Flat] = EvalConfig(),  # noqa: B008 (frozen)
+) -> None:
+    """Ask a model the questions of a benchmark: predictions, then the table beside the published numbers.
+
+    Args:
+        benchmark: vstar, videomme, worldsense, videommmu, tvgbench, longvideo_reason, or jsonl for a set of one's own.
+        model: a Qwen2.5-VL directory in Hugging Face layout.
+        data: the benchmark's directory as it is published; for jsonl the file.
+        out: a new directory, or one of a run that was stopped: it goes on where it was.
+        compare: two finished runs, A B; prints B - A with paired intervals, and nothing is asked.
+        judge: of open answers: exact, rouge, the URL of an OpenAI-compatible server (http://host:port/v1), or the
+            directory of a local Qwen2.5 or Qwen2.5-VL.
+        judge_model: the name of the server's model.
+        judge_key: the environment variable that holds the server's key.
+        prompts: other wordings, a JSON file.
+        mesh: sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp.
+    """
+    if compare is not None:
+        from openo3_jax.evals import evaluate
+
+        print(evaluate.compare(*compare))
+        return
+    if benchmark is None:
+        raise InputError("eval: no benchmark; expected openo3 eval BENCHMARK ..., or openo3 eval --compare A B")
+    from openo3_jax.evals import commands
+
+    options = {"judge_spec": judge, "judge_model": judge_model, "judge_key": judge_key, "prompts": prompts}
+    places = {"model": model, "data": data, "out": out}
+    print(commands.run(benchmark, **places, **options, mesh=_mesh(mesh), config=config))
+
+
 def _text(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
@@ -393,6 +437,7 @@ VERBS: Verbs = {
     "ask": ask,
     "sft": {name: _sft(recipe) for name, recipe in recipes.SFT.items()},
     "gspo": {name: _gspo(recipe) for name, recipe in recipes.GSPO.items()},
+    "eval": eval_,
     "export": export,
     "score": score,
     "redteam": redteam,

@@ -299,6 +299,9 @@ class SFTConfig:
     batch_size: int = 8  # samples per update, over all devices
     max_row_tokens: int = 4096  # samples are packed into rows up to this; a longer sample has a row of its own
     seed: int = 0  # order of the records
+    weights: tuple[tuple[str, float], ...] = ()  # (task or source, how often its records are seen in an epoch)
+    workers: int = 0  # decoding processes on each host; 0: one per core
+    max_bad_fraction: float = 0.01  # share of the records that may be unreadable before the run stops
     loss_on: Literal["assistant", "released"] = "assistant"  # "released": all text, as the reference's code does
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # weights stay float32 in the state
     remat: bool = True  # keep only the residual stream between layers for the backward pass
@@ -310,6 +313,11 @@ class SFTConfig:
             raise InputError(
                 f"sft: steps={self.steps}, batch_size={self.batch_size} and max_row_tokens={self.max_row_tokens} "
                 "must be at least 1"
+            )
+        if self.workers < 0 or not 0 <= self.max_bad_fraction < 1:
+            raise InputError(
+                f"sft: workers={self.workers} and max_bad_fraction={self.max_bad_fraction}; expected workers >= 0 and "
+                "a share in [0, 1)"
             )
 
     @property

@@ -36,10 +36,11 @@ class Size(NamedTuple):
         return sum(grid.num_patches for grid in self.grids)
 
 
-Row = Sequence[types.Sample | Size]
+Placed = types.Sample | Size
+Row = Sequence[Placed]
 
 
-def size_of(sample: types.Sample | Size, loss_on: LossOn, image_token_id: int) -> Size:
+def size_of(sample: Placed, loss_on: LossOn, image_token_id: int) -> Size:
     """The room that a sample takes; `loss_on` says which of its tokens are targets."""
     if isinstance(sample, Size):
         return sample

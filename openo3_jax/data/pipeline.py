@@ -1,5 +1,6 @@
-"""Records -> batches of stage one. Which records a step sees is a pure function of (seed, step)."""
+"""Records -> batches of stage one, read ahead; and which records a step sees, a pure function of (seed, step)."""
 
+import dataclasses
 import functools
 import os
 from collections.abc import Sequence
@@ -9,11 +10,10 @@ from jaxtyping import Int64
 
 from openo3_jax import tasks
 from openo3_jax.config import SFTConfig
-from openo3_jax.data import annotations, packing, prompts, tokens, transforms, video
-from openo3_jax.types import Batch, Sample
-
-LOOK_AHEAD_STEPS = 8  # batches that decide the first static shape
-CACHE_BYTES = 4 * 1024**3  # of encoded samples kept between epochs
+from openo3_jax.data import annotations, loader, packing, plan, prompts, samples, tokens
+from openo3_jax.data.bad_records import BadRecords
+from openo3_jax.errors import InputError
+from openo3_jax.types import Batch
 
 
 def records_of_step(num_records: int, batch_size: int, seed: int, step: int) -> Int64[np.ndarray, " batch"]:
@@ -27,11 +27,8 @@ def records_of_step(num_records: int, batch_size: int, seed: int, step: int) -> 
     return np.array([order[epoch][i] for epoch, i in zip(epochs, within, strict=True)], np.int64)
 
 
-class Samples:
-    """Record index -> encoded sample, read from the media on first use and kept while there is room.
-
-    A context manager: leaving it ends the decoding process.
-    """
+class Samples(samples.Samples):
+    """`samples.Samples` with the settings of stage one; `bad_file` names the records that cannot be used."""
 
     def __init__(
         self,
@@ -41,78 +38,92 @@ class Samples:
         processor: tokens.Processor,
         config: SFTConfig,
         wording: prompts.Prompts,
+        *,
+        bad_file: str | os.PathLike | None = None,
     ):
-        self._records = records
-        self._root = root
-        self._stage = stage
-        self._processor = processor
-        self._video = config.video
-        self._wording = wording
-        self._decoder = video.Decoder()
-        self._kept: dict[int, Sample] = {}
-        self._kept_bytes = 0
-
-    def __enter__(self) -> "Samples":
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._decoder.close()
-
-    def __len__(self) -> int:
-        return len(self._records)
-
-    def __getitem__(self, index: int) -> Sample:
-        if index in self._kept:
-            return self._kept[index]
-        prepared = transforms.prepare(
-            self._records[index],
-            self._root,
-            self._stage,
-            config=self._video,
-            wording=self._wording,
-            read=self._decoder.read,
+        super().__init__(
+            records,
+            root,
+            stage,
+            processor,
+            wording,
+            BadRecords(records, config.max_bad_fraction, bad_file),
+            config=config.video,
+            loss_on=config.loss_on,
+            num_workers=config.workers or os.cpu_count() or 1,
         )
-        sample = self._processor.encode(prepared.messages)
-        if self._kept_bytes + sample.patches.nbytes <= CACHE_BYTES:
-            self._kept[index] = sample
-            self._kept_bytes += sample.patches.nbytes
-        return sample
+        self.weights = plan.record_weights(records, config.weights)
 
 
 class SFTBatches:
-    """Step -> packed batch, as numpy arrays.
+    """Step -> packed batch as numpy arrays, made ahead of time. A batch is a pure function of data, seed and step.
 
-    The static shape is that of the first `LOOK_AHEAD_STEPS` batches and only ever grows, so few programs are compiled.
+    `rows_multiple`: rows are split over this many devices. Process `process[0]` of `process[1]` gets its share of the
+    rows; all have the same shape. The shapes are chosen from the first window of records; a batch that fits none of
+    them has one of its own, in coarse steps. A record that cannot be used leaves its place empty.
     """
 
-    def __init__(self, samples: Samples, processor: tokens.Processor, config: SFTConfig, *, rows_multiple: int):
+    def __init__(
+        self,
+        samples: Samples,
+        processor: tokens.Processor,
+        config: SFTConfig,
+        *,
+        rows_multiple: int,
+        process: tuple[int, int] = (0, 1),
+    ):
         self._samples = samples
         self._processor = processor
         self._config = config
-        self._rows_multiple = rows_multiple  # rows are split over this many devices
-        self._bucket: packing.Bucket | None = None
+        self._process = process
+        if rows_multiple % process[1]:
+            raise InputError(
+                f"sft: {process[1]} processes cannot share rows in multiples of {rows_multiple} equally; expected a "
+                "mesh with as many devices in every process"
+            )
+        rules = loader.Rules(config.seed, config.steps, config.batch_size, rows_multiple, config.max_row_tokens)
+        self._plans = loader.Plans(samples, rules, samples.weights, processor.config.vision)
+        self._load = loader.Loader(
+            samples, self._plans, rules, self._pack, num_threads=samples.num_workers, process=process
+        )
+        self.padding = plan.Padding()  # of the batches made so far, also of those that wait
 
     def __call__(self, step: int) -> Batch:
-        if self._bucket is None:
-            ahead = range(step, min(step + LOOK_AHEAD_STEPS, self._config.steps))
-            self._bucket = functools.reduce(packing.union, (self._need(self._rows(ahead_step)) for ahead_step in ahead))
-        rows = self._rows(step)
-        self._bucket = packing.union(self._bucket, self._need(rows))
-        model, pad_id = self._processor.config, self._processor.pad_id
-        return packing.make_batch(rows, self._bucket, model, loss_on=self._config.loss_on, pad_id=pad_id)
+        return self._load(step)
 
-    def _rows(self, step: int) -> list[list[Sample]]:
-        config = self._config
-        indices = records_of_step(len(self._samples), config.batch_size, config.seed, step)
-        chosen = [self._samples[int(i)] for i in indices]
-        alone = [i for i, sample in enumerate(chosen) if len(sample.tokens) > config.max_row_tokens]
-        together = [i for i in range(len(chosen)) if i not in alone]
-        packed = packing.pack_rows([chosen[i] for i in together], config.max_row_tokens)
-        return [[chosen[i]] for i in alone] + [[chosen[together[i]] for i in row] for row in packed]
+    @property
+    def epochs(self) -> plan.Epochs:
+        return self._plans.epochs
 
-    def _need(self, rows: list[list[Sample]]) -> packing.Bucket:
-        model = self._processor.config
-        num_rows = -(-len(rows) // self._rows_multiple) * self._rows_multiple
-        return packing.bucket_for(
-            rows, model.vision, num_rows=num_rows, loss_on=self._config.loss_on, image_token_id=model.image_token_id
+    @property
+    def shapes(self) -> list[packing.Bucket]:
+        """The static shapes, one for each class of like lengths."""
+        return self._plans.shapes
+
+    def state(self, step: int) -> loader.IteratorState:
+        """What a checkpoint keeps to go on with `step`, with any number of workers and processes."""
+        return loader.state_at(step, self._plans, self._config.seed, self._data)
+
+    def step_of(self, state: loader.IteratorState) -> int:
+        """The step to go on with. Raises: InputError for the state of other data, or of another order."""
+        return loader.step_of(state, self._plans, self._config.seed, self._data)
+
+    @functools.cached_property
+    def _data(self) -> str:
+        return plan.data_hash([], self._samples.data_hash, self._config.batch_size, self._config.weights)
+
+    def _pack(self, ready: loader.Ready) -> Batch:
+        sizes = self._samples.sizes([index for row in ready.plan.rows for index in row])
+        self.padding = self.padding.add(sizes, ready.plan.shape)
+        rows = [[self._placed(index, ready) for index in row] for row in ready.plan.share(self._process)]
+        return packing.make_batch(
+            rows,
+            dataclasses.replace(ready.plan.shape, rows=len(rows)),
+            self._processor.config,
+            loss_on=self._config.loss_on,
+            pad_id=self._processor.pad_id,
         )
+
+    def _placed(self, index: int, ready: loader.Ready) -> packing.Placed:
+        example = ready.samples[index]
+        return self._samples.sizes([index])[0] if example is None else example.sample

@@ -188,6 +188,8 @@ class Decoder:
             raise InputError(header["error"])
         reason = self._last_words()
         self._stop()
+        if self._is_closed:
+            raise RuntimeError("this decoder has been closed")
         if deadline.passed:
             raise InputError(
                 f"{name}: decoding took longer than deadline_s={deadline_s:g} s and was stopped; "

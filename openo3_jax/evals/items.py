@@ -93,6 +93,14 @@ def ask(
     return [{"role": "system", "content": system}, user] if system else [user]
 
 
+def clip_of(conversation: Conversation) -> str | os.PathLike | None:
+    """The first video of a conversation, None without one."""
+    content = [
+        item for message in conversation if not isinstance(message["content"], str) for item in message["content"]
+    ]
+    return next((item["video"] for item in content if item["type"] == "video"), None)
+
+
 def hash_of(value: Any) -> str:
     """16 hexadecimal digits that tell apart conversations and settings; of media files the names count."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, default=_describe).encode()).hexdigest()[:16]

@@ -3,6 +3,7 @@
 import concurrent.futures
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -57,6 +58,13 @@ class Judge(Protocol):
 
     def judge(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
         """(index of the question, verdict), in any order, each as soon as it is known."""
+
+
+def correctness(verdict: Verdict | None) -> float:
+    """1 from a score of 2 on, else 0, also for a reply that holds no score; `nan` where there is no verdict."""
+    if verdict is None or verdict.error is not None:
+        return math.nan
+    return float((verdict.score or 0) >= CORRECT_FROM)
 
 
 # ---- judges ----

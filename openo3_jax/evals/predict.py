@@ -5,7 +5,7 @@ import concurrent.futures
 import dataclasses
 import os
 from collections.abc import Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import jax
 
@@ -13,7 +13,7 @@ from openo3_jax import types
 from openo3_jax.config import SamplingConfig, VideoConfig
 from openo3_jax.data import conversations, video
 from openo3_jax.errors import InputError
-from openo3_jax.evals import items, store
+from openo3_jax.evals import edits, items, store
 from openo3_jax.policy import Policy
 from openo3_jax.train import metrics
 
@@ -79,15 +79,33 @@ class PolicyAnswerer:
         }
 
     def prompt(self, conversation: items.Conversation) -> Prompt:
-        shown: list[video.Video] = []
+        """As in `Answerer`. Beside the usual items there are crops of clips and clips with regions painted over.
+
+        `{"type": "crop", "video": path, "time_s": s, "box": xyxy px}` is the part of the frame nearest in time,
+        stretched to the frame's size. `{"type": "video", "video": path, "hidden": [{"time_s", "box"}, ..]}` has these
+        regions of its frames grey. Boxes are in px of the frames shown.
+        """
+        policy, shown = self._policy, []
+
+        def resolve(item: Mapping[str, Any]) -> Mapping[str, Any]:
+            if item["type"] == "crop":
+                return {"type": "image", "image": edits.crop(self._clip(item["video"], policy.video), item)}
+            return item
 
         def read(path: str | os.PathLike, config: VideoConfig) -> video.Video:
             shown.append(self._clip(path, config))
-            return shown[-1]
+            return edits.hide(shown[-1], hidden[len(shown) - 1])
 
-        policy = self._policy
+        resolved = [
+            message
+            if isinstance(message["content"], str)
+            else {**message, "content": [resolve(item) for item in message["content"]]}
+            for message in conversation
+        ]
+        said = [message["content"] for message in resolved if not isinstance(message["content"], str)]
+        hidden = [item.get("hidden", ()) for content in said for item in content if item["type"] == "video"]
         messages = conversations.load_conversation(
-            conversation,
+            resolved,
             **policy.processor.image_sizing._asdict(),
             config=policy.video,
             video_mode=policy.video_mode,
@@ -96,7 +114,8 @@ class PolicyAnswerer:
         sample = policy.processor.encode(messages)
         if not shown:
             return Prompt(sample, None, None)
-        return Prompt(sample, shown[0].frames.shape[1:3], shown[0].source_hw)
+        height, width = shown[0].frames.shape[1:3]
+        return Prompt(sample, (int(height), int(width)), tuple(shown[0].source_hw))
 
     def _clip(self, path: str | os.PathLike, config: VideoConfig) -> video.Video:
         key = os.path.realpath(path), config

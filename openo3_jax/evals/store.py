@@ -100,10 +100,11 @@ def read_lines(file: Path) -> list[Any]:
     whole = raw[: raw.rfind(b"\n") + 1]
     if len(whole) < len(raw):
         os.truncate(file, len(whole))
-    return [_parse(line, f"{file}:{i}") for i, line in enumerate(whole.splitlines(), 1) if line.strip()]
+    return [parse_line(line, f"{file}:{i}") for i, line in enumerate(whole.splitlines(), 1) if line.strip()]
 
 
-def _parse(line: bytes, where: str) -> Any:
+def parse_line(line: bytes | str, where: str) -> Any:
+    """The value of one line. Raises InputError, naming `where`, for what is not JSON."""
     try:
         return json.loads(line)
     except ValueError as error:

@@ -1,9 +1,13 @@
 """Answerers that need no model: a function of the prompt, and what goes wrong on the way."""
 
+import contextlib
+import json
+
 import jax
 
 from openo3_jax.errors import InputError
-from openo3_jax.evals import predict
+from openo3_jax.evals import benchmarks, evaluate, items, judge, predict, scores, wording
+from openo3_jax.evals.config import EvalConfig
 
 
 class FakeAnswerer:
@@ -40,3 +44,35 @@ class FakeAnswerer:
 def text_of(conversation):
     content = conversation[-1]["content"]
     return content if isinstance(content, str) else "".join(item.get("text", "") for item in content)
+
+
+def full(answer):
+    return f"<think>I see it.</think><answer>{answer}</answer>"
+
+
+def evaluate_with(name, root, out, say, *, judged_by="exact", config=None, score=None, **options):
+    """The whole evaluation with `say(item, name of the call)` as the model, and `score(conversation)` as the scorer of
+    evidence; the table and results.json."""
+    words, chosen = wording.load_wording(), benchmarks.of(name)
+    known = {
+        items.hash_of(asked): (item, call)
+        for item in chosen.load(root, words).items
+        for call, asked in item.calls.items()
+    }
+
+    def answer(asked):
+        key = items.hash_of(asked)
+        return say(*known[key]) if key in known else score(asked)
+
+    answerer = FakeAnswerer(answer, **options)
+    text = evaluate.run(
+        chosen,
+        data=root,
+        out=out,
+        answerers=lambda sampling: contextlib.nullcontext(answerer),
+        judged_by=judge.make_judge(judged_by),
+        config=config or EvalConfig(),
+        words=words,
+        model="oracle",
+    )
+    return text, json.loads((out / scores.RESULTS).read_text())

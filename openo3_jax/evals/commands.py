@@ -1,0 +1,61 @@
+"""`openo3 eval`: directories and flags -> a table."""
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from openo3_jax import policy as policy_lib
+from openo3_jax.config import SamplingConfig
+from openo3_jax.errors import InputError
+from openo3_jax.evals import benchmarks, evaluate, judge, predict, wording
+from openo3_jax.evals.config import EvalConfig
+
+
+def run(
+    name: str,
+    *,
+    model: Path | None,
+    data: Path | None,
+    out: Path | None,
+    judge_spec: str,
+    judge_model: str | None,
+    judge_key: str | None,
+    prompts: Path | None,
+    mesh: Mapping[str, int] | None,
+    config: EvalConfig,
+) -> str:
+    """Evaluate `model` on the benchmark `name` with the files under `data`; returns the table.
+
+    Raises: InputError for anything that is missing or cannot be used.
+    """
+    missing = [flag for flag, value in (("--model", model), ("--data", data), ("--out", out)) if value is None]
+    if missing:
+        raise InputError(f"eval {name}: {', '.join(missing)} missing; expected --model DIR --data ROOT --out DIR")
+    benchmark = benchmarks.of(name)
+    words = wording.load_wording(prompts)
+    evaluate.sampling_of(config, benchmark)  # said before the weights are read, which may take minutes
+    if not data.exists():
+        raise InputError(f"{data}: no such data; expected the benchmark's directory, or a JSONL file")
+    judged_by = judge.make_judge(judge_spec, model=judge_model, key_variable=judge_key)
+    policy = policy_lib.load_pretrained(
+        model,
+        mesh=mesh,
+        video=evaluate.video_of(config, benchmark),
+        video_mode=config.video_mode or benchmark.video_mode,
+    )
+
+    @contextlib.contextmanager
+    def answerers(sampling: SamplingConfig) -> Iterator[predict.Answerer]:
+        with predict.PolicyAnswerer(policy, sampling, rows=config.batch_size) as answerer:
+            yield answerer
+
+    return evaluate.run(
+        benchmark,
+        data=data,
+        out=out,
+        answerers=answerers,
+        judged_by=judged_by,
+        config=config,
+        words=words,
+        model=str(model),
+    )

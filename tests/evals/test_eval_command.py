@@ -1,0 +1,76 @@
+"""`openo3 eval` with a tiny model: the whole way from files to the table, and mistakes in one line."""
+
+import json
+
+import pytest
+
+from openo3_jax import cli, policy, tiny
+from openo3_jax.evals import scores, store, synthetic_vstar
+
+SMALL = [
+    *("--max-frames", "4", "--min-pixels", "3136", "--max-pixels", "3136"),
+    *("--max-new-tokens", "4", "--batch-size", "8"),
+]
+
+
+@pytest.fixture(scope="module")
+def places(tmp_path_factory):
+    root = tmp_path_factory.mktemp("eval")
+    tiny.init_tiny(root / "model", hidden_size=64, layers=1)
+    synthetic_vstar.write_vstar(root / "vstar", num_items=1, seed=0, num_frames=20)
+    return root
+
+
+def call(capsys, *arguments):
+    code = cli.main([str(argument) for argument in arguments])
+    return code, *capsys.readouterr()
+
+
+def test_vstar_from_files_to_the_table_and_again(capsys, places, tmp_path, one_device, monkeypatch):
+    # one device instead of all eight: the programs compile in a third of the time
+    load = policy.load_pretrained
+    monkeypatch.setattr(policy, "load_pretrained", lambda *a, mesh, **options: load(*a, mesh=one_device, **options))
+    out = tmp_path / "out"
+    words = ["eval", "vstar", "--model", places / "model", "--data", places / "vstar", "--out", out, *SMALL]
+    code, table, _ = call(capsys, *words)
+    assert code == 0
+    assert "mam" in table and "33.7" in table and "judge of the open answers: ROUGE" in table
+    lines = [json.loads(line) for line in (out / store.PREDICTIONS).read_text().splitlines()]
+    assert len(lines) == 5 and not any("error" in line for line in lines)
+    assert lines[0]["shown_hw"] == [28, 56] and lines[0]["source_hw"] == [112, 140]
+    assert json.loads((out / scores.RESULTS).read_text())["items"] == 1
+    assert table.strip() == (out / scores.TABLE).read_text().strip()
+    # again: nothing is asked, the table is the same
+    before = (out / store.PREDICTIONS).read_bytes()
+    assert call(capsys, *words)[1] == table
+    assert (out / store.PREDICTIONS).read_bytes() == before
+    code, table, _ = call(capsys, "eval", "--compare", out, out)
+    assert code == 0 and "+0.0" in table
+
+
+VSTAR = ["eval", "vstar", "--model", "{r}", "--out", "{r}/o"]
+MISTAKES = {
+    "no benchmark": (["eval"], "no benchmark"),
+    "unknown": (["eval", "vstra", "--model", "{r}", "--data", "{r}", "--out", "{r}/o"], "unknown benchmark 'vstra'"),
+    "no out": (["eval", "vstar", "--model", "{r}", "--data", "{r}"], "--out missing"),
+    "no data": (["eval", "vstar", "--model", "{r}", "--data", "{r}/x", "--out", "{r}/o"], "no such data"),
+    "judge": (
+        ["eval", "vstar", "--model", "{r}", "--data", "{r}", "--out", "{r}/o", "--judge", "gpt"],
+        "expected exact, rouge",
+    ),
+    "votes": ([*VSTAR, "--data", "{r}", "--num-samples", "2", "--temperature", "1"], "no options to vote on"),
+    "data": (
+        ["eval", "vstar", "--model", "{r}/model", "--data", "{r}/model", "--out", "{r}/o"],
+        "expected a list of objects",
+    ),
+    "compare": (["eval", "--compare", "{r}", "{r}"], "cannot be read"),
+}
+
+
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_are_one_line(capsys, places, name):
+    words, part = MISTAKES[name]
+    code, stdout, stderr = call(capsys, *(word.format(r=places) for word in words))
+    assert (code, stdout) == (2, "")
+    assert stderr.startswith("openo3: ") and stderr.count("\n") == 1 and part in stderr, stderr
+    assert not (places / "o").exists()
