@@ -417,6 +417,20 @@ def overfit(*, out: Path, data: Path | None = None, steps: int = 400, seed: int 
     return _claim(*experiments.overfit(data=data, out=out, steps=steps, seed=seed))
 
 
+def sharpen(*, data: Path, out: Path, steps: int = 60, seed: int = 0) -> int:
+    """Stage two after an unfinished stage one, on a handful of questions: does the sampled reward rise?
+
+    Args:
+        data: a data root with a few records of both stages.
+        out: a new directory for both runs and the exported model.
+        steps: of stage two.
+        seed: of weights, order and sampling.
+    """
+    from openo3_jax import experiments
+
+    return _claim(*experiments.sharpen(data=data, out=out, steps=steps, seed=seed))
+
+
 VERBS: Verbs = {
     "demo": demo,
     "init-tiny": init_tiny,
@@ -428,5 +442,5 @@ VERBS: Verbs = {
     "score": score,
     "redteam": redteam,
     "data": {"check": data_check},
-    "experiment": {"overfit": overfit, "rewards": rewards},
+    "experiment": {"overfit": overfit, "sharpen": sharpen, "rewards": rewards},
 }

@@ -10,6 +10,9 @@ import jax
 import pytest
 
 jax.config.update("jax_default_matmul_precision", "highest")
+# The same program is compiled once, however many tests and runs of the suite ask for it.
+jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.dirname(__file__), "..", ".jax_cache"))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
 @pytest.fixture(scope="session")

@@ -10,7 +10,7 @@ from openo3_jax import config as config_lib
 from openo3_jax import types
 from openo3_jax.data import packing
 
-Completions = Sequence[Int[np.ndarray, " tokens"]]  # of one prompt; at least one token each
+Completions = Sequence[Int[np.ndarray, " _tokens"]]  # of one prompt; at least one token each
 
 
 def group_bucket(

@@ -32,6 +32,7 @@ def run_gspo(
     prompts_file: Path | None = None,
     reference: Path | None = None,
     reward: rollout.Reward | None = None,
+    evaluate: loop.Evaluator | None = None,
     stop: loop.StopRule | None = None,
 ) -> policy_lib.Policy:
     """Train `model` on the questions of `data/json_data/STGR-RL.json`, write the run into `out`, return the policy.
@@ -55,8 +56,7 @@ def run_gspo(
         run.create(out, policy, "gspo", config)
         max_bad = int(config.max_bad_fraction * len(records))
         stage = _GSPO(policy, source, config, reward or rollout.rubric_reward(config.rules), out, max_bad)
-        state = loop.train(stage, state, out=out, steps=config.steps, stop=stop)
-    return dataclasses.replace(policy, params=state.params)
+        return loop.train(stage, state, policy, out=out, steps=config.steps, evaluate=evaluate, stop=stop)
 
 
 class _GSPO:

@@ -1,20 +1,24 @@
 """The order of events of a run, and nothing else: advance, write, look, save."""
 
+import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from rich import console
 
 from openo3_jax.errors import InputError
+from openo3_jax.policy import Policy
 from openo3_jax.train import checkpoint, metrics, run
 from openo3_jax.train.state import TrainState
 
+Evaluator = Callable[[Policy, int], Mapping[str, float]]  # (policy, steps done) -> metrics; {} where none are due
 StopRule = Callable[[int, Mapping[str, float]], bool]  # (steps done, metrics) -> True ends the run
 
 
+@runtime_checkable
 class Stage(Protocol):
     """One of the two stages: what a step is, and what of it stands in the progress line."""
 
@@ -25,9 +29,19 @@ class Stage(Protocol):
         """Make step `step` (from 0): the state after it, and what was measured."""
 
 
-def train(stage: Stage, state: TrainState, *, out: Path, steps: int, stop: StopRule | None = None) -> TrainState:
+def train(
+    stage: Stage,
+    state: TrainState,
+    policy: Policy,
+    *,
+    out: Path,
+    steps: int,
+    evaluate: Evaluator | None = None,
+    stop: StopRule | None = None,
+) -> Policy:
     """Make `steps` steps, or fewer if `stop` says so; write metrics as they come and a checkpoint at the end.
 
+    `policy` lends the evaluator and the result what is not in the state; its weights are not used.
     Raises: InputError for a loss that is not finite.
     """
     with metrics.JsonlWriter(out / run.METRICS) as writer, metrics.Progress(stage.name, steps) as progress:
@@ -35,6 +49,8 @@ def train(stage: Stage, state: TrainState, *, out: Path, steps: int, stop: StopR
             started_s = time.monotonic()
             state, values = stage(state, done - 1)
             values["time/total_s"] = time.monotonic() - started_s
+            if evaluate is not None:
+                values |= evaluate(dataclasses.replace(policy, params=state.params), done)
             writer.write(done, values)
             note = f"{stage.headline} {values.get(stage.headline, math.nan):.3f}"
             progress.update(done, note)
@@ -46,4 +62,4 @@ def train(stage: Stage, state: TrainState, *, out: Path, steps: int, stop: StopR
     checkpoint.save(out / run.CHECKPOINTS, state)
     say = console.Console(stderr=True).print
     say(f"{stage.name}: {done} steps, {note}, saved in {out}", soft_wrap=True)
-    return state
+    return dataclasses.replace(policy, params=state.params)

@@ -1,10 +1,10 @@
-"""Prompts -> groups of completions, judged -> arrays for the update. Everything here is host code around jitted parts."""
+"""Prompts -> groups of completions, judged -> arrays for the update: host code around jitted parts."""
 
 from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Shaped
 
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import GSPOConfig
@@ -107,7 +107,7 @@ def make_rollouts(policy: Policy, sampled: Groups, rows: slice, config: GSPOConf
     batch, completion = groups.make_group_batch(samples, tokens, shape, policy.config, pad_id=policy.processor.pad_id)
     logp = groups.spread(sampled.generations.logp[rows], completion.shape)
 
-    def pad(values: Float[np.ndarray, "prompts group"]) -> Float[np.ndarray, "rows group"]:
+    def pad(values: Shaped[np.ndarray, "prompts group"]) -> Shaped[np.ndarray, "rows group"]:
         return np.pad(values, ((0, num_rows - len(values)), (0, 0)))
 
     rollouts = Rollouts(

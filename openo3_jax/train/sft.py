@@ -1,6 +1,5 @@
 """Stage one: records with evidence -> a policy that answers as they do."""
 
-import dataclasses
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,13 +23,14 @@ def run_sft(
     config: SFTConfig,
     mesh: Mapping[str, int] | Mesh | None = None,
     prompts_file: Path | None = None,
+    evaluate: loop.Evaluator | None = None,
     stop: loop.StopRule | None = None,
 ) -> policy_lib.Policy:
     """Train `model` on `data/json_data/STGR-SFT.json`, write the run into `out`, return the trained policy.
 
     `out` holds config.json (resolved), metrics.jsonl, model/ (the files beside the weights) and, at the end,
-    checkpoints/. `stop` may end the run early. Raises InputError for an `out` that is not empty, bad records or media,
-    and a loss that is not finite.
+    checkpoints/. `evaluate` may add metrics after a step, `stop` may end the run early.
+    Raises: InputError for an `out` that is not empty, bad records or media, and a loss that is not finite.
     """
     run.check_new(out)
     records = annotations.load_stage(data, "sft")
@@ -44,8 +44,7 @@ def run_sft(
         batches(0)  # media that cannot be read are named before anything is written
         run.create(out, policy, "sft", config)
         stage = _SFT(batches, policy.mesh, config)
-        state = loop.train(stage, state, out=out, steps=config.steps, stop=stop)
-    return dataclasses.replace(policy, params=state.params)
+        return loop.train(stage, state, policy, out=out, steps=config.steps, evaluate=evaluate, stop=stop)
 
 
 class _SFT:

@@ -60,8 +60,6 @@ def make_state(policy: Policy, config: SFTConfig | GSPOConfig, *, reference: Pol
 
 def _difference(one: ModelConfig, other: ModelConfig) -> str:
     """The first field in which two configurations differ, with both values."""
-    pairs = zip(
-        *(jax.tree_util.tree_leaves_with_path(dataclasses.asdict(config)) for config in (one, other)), strict=False
-    )
-    found = next((a, b) for a, b in pairs if a != b)
+    a, b = (jax.tree_util.tree_leaves_with_path(dataclasses.asdict(config)) for config in (one, other))
+    found = next(pair for pair in zip(a, b, strict=False) if pair[0] != pair[1])
     return " and ".join(f"{jax.tree_util.keystr(path)}={value}" for path, value in found)
