@@ -80,7 +80,7 @@ def num_granules(devices: Sequence[Any]) -> int:
 
 
 def _granule(device: Any) -> int:
-    return device.slice_index if device.platform == "tpu" else device.process_index
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else device.process_index
 
 
 def arrange(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
