@@ -4,7 +4,6 @@ import io
 from collections.abc import Sequence
 
 import jinja2
-import markupsafe
 import matplotlib
 import numpy as np
 from matplotlib.figure import Figure
@@ -63,7 +62,7 @@ def _quantiles(one: Statistics) -> list[tuple[str, str, int, list[float]]]:
     return [(title, unit, len(v), np.percentile(v, points).tolist()) for title, unit, v in shown if len(v)]
 
 
-def _plots(one: Statistics) -> list[markupsafe.Markup]:
+def _plots(one: Statistics) -> list[str]:
     return [
         _histogram(getattr(one, field), title, unit, top)
         for field, title, unit, top in _PLOTS
@@ -71,7 +70,7 @@ def _plots(one: Statistics) -> list[markupsafe.Markup]:
     ]
 
 
-def _histogram(values: np.ndarray, title: str, unit: str, top: float | None) -> markupsafe.Markup:
+def _histogram(values: np.ndarray, title: str, unit: str, top: float | None) -> str:
     figure = Figure(figsize=(3.6, 2.2), layout="constrained")
     axes = figure.subplots()
     # A few very long clips or answers would leave the rest in one bar.
@@ -81,7 +80,7 @@ def _histogram(values: np.ndarray, title: str, unit: str, top: float | None) -> 
     return _svg(figure)
 
 
-def _places(one: Statistics) -> markupsafe.Markup | None:
+def _places(one: Statistics) -> str | None:
     """Where the centres of boxes lie in the frame."""
     if not len(one.box_x):
         return None
@@ -93,10 +92,10 @@ def _places(one: Statistics) -> markupsafe.Markup | None:
     return _svg(figure)
 
 
-def _svg(figure: Figure) -> markupsafe.Markup:
+def _svg(figure: Figure) -> str:
     """The figure as an element of the page; the same values give the same bytes."""
     with matplotlib.rc_context({"svg.hashsalt": "openo3", "svg.fonttype": "none"}):
         text = io.StringIO()
         figure.savefig(text, format="svg", metadata={"Date": None})
     _, opening, rest = text.getvalue().partition("<svg")
-    return markupsafe.Markup(opening + rest)
+    return opening + rest
