@@ -36,7 +36,7 @@ def run(
         raise InputError(f"{data}: no such data; expected the benchmark's directory, or a JSONL file")
     judged_by = judge.make_judge(judge_spec, model=judge_model, key_variable=judge_key)
     return policies.evaluate_policy(
-        policy_lib.load_pretrained(model, mesh=mesh),
+        policy_lib.load_pretrained(model, mesh=mesh, dtype=config.dtype),
         benchmark,
         data=data,
         out=out,
