@@ -17,7 +17,8 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from openo3_jax.errors import InputError
 
 # `data` replicates weights, `fsdp` shards them and gathers them layer by layer, `tensor` splits heads and hidden units,
-# `context` the slots of a row. In this order: the later an axis, the more often it is used and the nearer its devices.
+# `context` the slots of a row (and weights, as `fsdp` does). In this order: the later an axis, the more often it is
+# used and the nearer its devices.
 MESH_AXES = ("data", "fsdp", "tensor", "context")
 
 # The axes that may cross hosts, in the order in which they do. The others talk several times in each layer.
@@ -29,7 +30,7 @@ MAX_FSDP = 64
 LOGICAL_AXES: Mapping[str, str | tuple[str, ...] | None] = {
     # weights
     "layers": None,
-    "embed": "fsdp",
+    "embed": ("fsdp", "context"),  # devices that share a row have no reason to hold the same weights
     "ffn": "tensor",
     "heads": "tensor",
     "kv_heads": "tensor",
@@ -80,7 +81,7 @@ def num_granules(devices: Sequence[Any]) -> int:
 
 
 def _granule(device: Any) -> int:
-    return device.slice_index if device.platform == "tpu" else device.process_index
+    return getattr(device, "slice_index", 0) if device.platform == "tpu" else device.process_index
 
 
 def arrange(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
@@ -125,7 +126,7 @@ def split_over_hosts(sizes: Mapping[str, int], granules: int) -> tuple[tuple[int
 def partition_spec(logical: Sequence[str | None]) -> PartitionSpec:
     """Logical axes of one array -> mesh axes. Raises KeyError for an unknown name, InputError for a collision.
 
-    Example: `partition_spec(("embed", "ffn")) == PartitionSpec("fsdp", "tensor")`
+    Example: `partition_spec(("rows", "seq")) == PartitionSpec(("data", "fsdp"), "context")`
     """
     spec = [LOGICAL_AXES[name] if name is not None else None for name in logical]
     used = [axis for entry in spec for axis in ((entry,) if isinstance(entry, str) else entry or ())]
@@ -228,7 +229,7 @@ _gather.defvjp(_gather_fwd, _gather_bwd)
 
 
 def gather_layer(params: Any, mesh: Mesh) -> Any:
-    """Weights of one layer, gathered over `fsdp` for use; their gradients leave reduce-scattered.
+    """Weights of one layer, gathered over `fsdp` and `context` for use; their gradients leave reduce-scattered.
 
     Called inside the scanned layer so that only one layer is whole at a time. A `custom_vjp`, because the plain
     constraint makes the TPU compiler all-reduce full-size gradients.
@@ -236,7 +237,7 @@ def gather_layer(params: Any, mesh: Mesh) -> Any:
 
     def gather(variable: nnx.Variable) -> nnx.Variable:
         logical = [name for name in variable.get_metadata()["out_sharding"] if name != "layers"]
-        kept = [name if name and LOGICAL_AXES[name] != "fsdp" else None for name in logical]
+        kept = [name if name != "embed" else None for name in logical]
         value = _gather(variable.get_raw_value(), sharding(mesh, *kept), sharding(mesh, *logical))
         return variable.replace(value)
 

@@ -105,6 +105,25 @@ def inspect_clip(path: str, config: VideoConfig, *, name: str) -> Inspection:
         return Inspection(rest.duration_s, rest.source_hw, video is not None)
 
 
+def decode_frames_at(
+    path: str, times_s: Sequence[float], config: VideoConfig, *, name: str
+) -> UInt8[np.ndarray, "frames height width 3"]:
+    """The frames of the file at `path` that are shown at `times_s`, which may stand in any order.
+
+    Raises: InputError as `decode_clip` does, and for a file whose frames cannot be found by their times.
+    """
+    with _named_errors(name):
+        index = _read_index(path, config, name)
+        shown_s = [float((pts - index.pts[0]) * index.time_base) for pts in index.pts] if index.whole else []
+        # The last frame that begins by then; a rounded time may fall just short of its frame.
+        chosen = [max(bisect.bisect_right(shown_s, time_s + 1e-3) - 1, 0) for time_s in times_s]
+        wanted = np.unique(chosen)
+        video = _video_by_time(path, index, config, name, lambda *_: wanted) if index.whole else None
+        if video is None:
+            raise InputError(f"{name}: its frames cannot be found by their times; remux it as mp4")
+        return video.frames[np.searchsorted(wanted, chosen)]
+
+
 @contextlib.contextmanager
 def _named_errors(name: str) -> Iterator[None]:
     """FFmpeg's errors as one line that names the file."""

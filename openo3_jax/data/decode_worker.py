@@ -86,13 +86,19 @@ def _inspect(request: dict[str, Any]) -> Answer:
     return inspection._asdict(), None
 
 
+def _frames_at(request: dict[str, Any]) -> Answer:
+    config = VideoConfig(**request["config"])
+    frames = decode.decode_frames_at(request["path"], request["times_s"], config, name=request["name"])
+    return {"shape": frames.shape}, frames
+
+
 def _picture(request: dict[str, Any]) -> Answer:
     """Opened by its name, so that errors name the file as the user did; both processes stand in one directory."""
     pixels, source_hw = images.fit_picture(request["name"], images.to_size(request["size"]))
     return {"shape": pixels.shape, "source_hw": source_hw}, pixels
 
 
-_ANSWERS = {"decode": _decode, "probe": _probe, "inspect": _inspect, "picture": _picture}
+_ANSWERS = {"decode": _decode, "probe": _probe, "inspect": _inspect, "frames_at": _frames_at, "picture": _picture}
 
 
 if __name__ == "__main__":

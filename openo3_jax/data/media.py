@@ -46,7 +46,7 @@ def find_media(root: str | os.PathLike, record: Record, stage: tasks.Stage) -> p
     file, with every path tried.
     """
     field = media_field(record)
-    return _find(root, _directories(record, stage), record[field], field)
+    return _find(root, directories(record, stage), record[field], field)
 
 
 def media_field(record: Record) -> str:
@@ -56,7 +56,7 @@ def media_field(record: Record) -> str:
 
 def is_first_choice(root: str | os.PathLike, record: Record, stage: tasks.Stage, path: str) -> bool:
     """Whether `path`, which `find_media` gave, lies where the reference looks for it."""
-    return path == os.path.join(root, "videos", _directories(record, stage)[0], record[media_field(record)])
+    return path == os.path.join(root, "videos", directories(record, stage)[0], record[media_field(record)])
 
 
 def find_key_frame(root: str | os.PathLike, record: Record, key_frame: KeyFrame, stage: tasks.Stage) -> pathlib.Path:
@@ -64,36 +64,49 @@ def find_key_frame(root: str | os.PathLike, record: Record, key_frame: KeyFrame,
 
     Raises: InputError as `find_media` does.
     """
-    directories = _directories(record, stage)
-    if directories not in _KEY_FRAMES:
+    return _find(root, key_frame_directories(record, stage), key_frame["path"], "key_frames.path")
+
+
+def key_frame_directories(record: Record, stage: tasks.Stage) -> tuple[str, ...]:
+    """Directories under videos/ for the key frames of the record, likewise. Raises: InputError if none is known."""
+    places = directories(record, stage)
+    if places not in _KEY_FRAMES:
         raise InputError(
             f"source={record['source']!r}: no directory of key frames is known for it; "
             "expected a source that contains STR, or videoespresso_train_video"
         )
-    return _find(root, _KEY_FRAMES[directories], key_frame["path"], "key_frames.path")
+    return _KEY_FRAMES[places]
 
 
-def _directories(record: Record, stage: tasks.Stage) -> tuple[str, ...]:
+def directories(record: Record, stage: tasks.Stage) -> tuple[str, ...]:
+    """Directories under videos/ in which the record's video or picture is looked for, in this order."""
     source = record["source"]
     if stage == "sft":
         if record["task"] == tasks.TEMPORAL_SPATIAL:
             return _PLM if source == "STR_plm_rdcap" else _GROUNDING
         return _SFT_TASKS[record["task"]]
-    for part, directories in _RL_SOURCES:
+    for part, places in _RL_SOURCES:
         if part in source:
-            return directories
+            return places
     known = ", ".join(part for part, _ in _RL_SOURCES)
     raise InputError(f"source={source!r}: no media directory is known for it; expected one that contains {known}")
 
 
-def _find(root: str | os.PathLike, directories: Sequence[str], name: str, field: str) -> pathlib.Path:
+def find_inside(root: str | os.PathLike, name: str, field: str) -> pathlib.Path:
+    """The file `name` under `root`; `field` says where the name came from. Raises: InputError as `find_media` does."""
+    return _find(root, [""], name, field, above="")
+
+
+def _find(
+    root: str | os.PathLike, directories: Sequence[str], name: str, field: str, above: str = "videos"
+) -> pathlib.Path:
     parts = name.replace("\\", "/").split("/")
     if not name or "\0" in name or name.startswith(("/", "\\")) or ".." in parts or parts[0][1:2] == ":":
         raise InputError(f"{field}={name!r}: expected a path relative to the data root, without '..'")
     inside = os.path.realpath(root)
     tried = []
     for directory in directories:
-        path = os.path.join(root, "videos", directory, name)
+        path = os.path.join(root, above, directory, name)
         if os.path.isfile(path):
             real = os.path.realpath(path)
             if os.path.commonpath([inside, real]) != inside:

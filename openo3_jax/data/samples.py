@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 from openo3_jax import tasks
 from openo3_jax.config import VideoConfig
-from openo3_jax.data import annotations, images, packing, plan, prompts, tokens, transforms, video, workers
+from openo3_jax.data import annotations, images, packing, plan, prompts, store, tokens, transforms, video, workers
 from openo3_jax.data.bad_records import BadRecords
 from openo3_jax.errors import InputError
 from openo3_jax.types import Sample
@@ -54,6 +54,7 @@ class Samples:
         self._config = config
         self._loss_on = loss_on
         self._decoders = workers.Decoders(num_workers)
+        self._stored = store.Stored(root, stage, config) if store.is_prepared(root) else None
         self._sizes: dict[int, packing.Size] = {}
         self._kept: dict[int, Example] = {}
         self._kept_bytes = 0
@@ -95,31 +96,38 @@ class Samples:
         kept = self._kept.get(index)
         if kept is not None or index in self.bad.reasons:
             return kept
-        with self._decoders.borrow() as decoder:
-            files = transforms.Files(self._root, self._stage, self._config, decoder.read, decoder.picture)
-            try:
-                example = self._example(index, files, hollow=False)
-                self._check_size(index, example)
-            except InputError as error:
-                self.bad.add(index, str(error))
-                return None
+        try:
+            example = self._example(index)
+            self._check_size(index, example)
+        except InputError as error:
+            self.bad.add(index, str(error))
+            return None
         with self._lock:
             if self._kept_bytes + example.sample.patches.nbytes <= CACHE_BYTES:
                 self._kept[index] = example
                 self._kept_bytes += example.sample.patches.nbytes
         return example
 
+    def _example(self, index: int) -> Example:
+        record = self._records[index]
+        if self._stored is not None:
+            return self._encode(record, self._stored.media(record))
+        with self._decoders.borrow() as decoder:
+            media = transforms.Files(self._root, self._stage, self._config, decoder.read, decoder.picture)
+            return self._encode(record, media)
+
     def _measure(self, decoder: video.Decoder, index: int) -> packing.Size:
+        record = self._records[index]
         files = transforms.Files(self._root, self._stage, self._config, decoder.probe, images.probe_picture)
         try:
-            return self._size(self._example(index, files, hollow=True))
+            media = files if self._stored is None else self._stored.hollow(record)
+            return self._size(self._encode(record, media, hollow=True))
         except InputError as error:
             self.bad.add(index, str(error))
             return NOTHING
 
-    def _example(self, index: int, files: transforms.Files, *, hollow: bool) -> Example:
-        record = self._records[index]
-        prepared = transforms.assemble(record, files, self._stage, config=self._config, wording=self._wording)
+    def _encode(self, record: annotations.Record, media: transforms.Media, *, hollow: bool = False) -> Example:
+        prepared = transforms.assemble(record, media, self._stage, config=self._config, wording=self._wording)
         return Example(prepared.reward_record, self._processor.encode(prepared.messages, hollow=hollow))
 
     def _size(self, example: Example) -> packing.Size:

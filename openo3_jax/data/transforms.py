@@ -12,7 +12,7 @@ import numpy as np
 
 from openo3_jax import tags, tasks, types
 from openo3_jax.config import VideoConfig
-from openo3_jax.data import annotations, conversations, images, media, prompts, video
+from openo3_jax.data import annotations, conversations, images, media, prompts, store, video
 
 # Area in px of a visual QA picture.
 MIN_IMAGE_PIXELS, MAX_IMAGE_PIXELS = images.Area().min_pixels, images.Area().max_pixels
@@ -133,8 +133,11 @@ def prepare_all(
 ) -> list[Prepared]:
     """`prepare` for a few records with one decoding process; a clip that several of them share is decoded once.
 
-    Raises: InputError as `prepare` does.
+    `root` may be a prepared set. Raises: InputError as `prepare` does.
     """
+    if store.is_prepared(root):
+        stored = store.Stored(root, stage, config)
+        return [assemble(r, stored.media(r), stage, config=config, wording=wording) for r in records]
     with video.Decoder() as decoder:
         read = video.make_reader(decoder)
         return [prepare(r, root, stage, config=config, wording=wording, read=read) for r in records]

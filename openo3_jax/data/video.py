@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import IO, Any, NamedTuple
 
 import numpy as np
@@ -106,6 +106,16 @@ class Decoder:
         """Decode the first, the middle and the last frame. Raises: as `read` does."""
         header, _ = self._call("inspect", path, config.deadline_s, config=dataclasses.asdict(config))
         return Inspection(header["duration_s"], tuple(header["source_hw"]), header["is_whole"])
+
+    def frames_at(
+        self, path: str | os.PathLike, times_s: Sequence[float], config: VideoConfig
+    ) -> UInt8[np.ndarray, "frames height width 3"]:
+        """The frames that are shown at these times, in seconds from the first; sized as `read` sizes them.
+
+        Raises: as `read` does.
+        """
+        settings = {"config": dataclasses.asdict(config), "times_s": list(times_s)}
+        return self._call("frames_at", path, config.deadline_s, **settings)[1]
 
     def picture(
         self, path: str | os.PathLike, size: images.Size, *, deadline_s: float = VideoConfig.deadline_s

@@ -3,6 +3,7 @@
 The reader is one pass over the tokens with a stack of its own: linear in the text, whatever the text is.
 """
 
+import itertools
 import math
 import re
 from collections.abc import Iterator, Sequence
@@ -18,6 +19,7 @@ BoxesBySecond = dict[float, list[tags.Box]]  # seconds from the start of the cli
 
 _TOKEN = re.compile(r"[\[\]{}():,]|\"[^\"\n]*+\"?|'[^'\n]*+'?|[-+]?\.?\d[\w.+-]*+(?::\d++)*+|[^\W\d]\w*+")
 _CLOSING = {"[": "]", "{": "}", "(": ")"}
+_END = ""  # after the last token, which is never empty
 _OPENING = {closing: opening for opening, closing in _CLOSING.items()}
 _TIME_WORDS = frozenset(("time", "timestamp", "second", "seconds", "sec", "t", "frame"))
 _BOX_WORDS = frozenset(("box", "boxes", "bbox", "bboxes", "bbox_2d", "box_2d"))
@@ -66,6 +68,10 @@ def _fenced(text: str) -> str:
 # ---- text -> lists, dictionaries, numbers and words ----
 
 
+class _Dict(list):
+    """Pairs of key and value in the order they were written, repetitions included."""
+
+
 def read_literal(text: str) -> Any:
     """The first list or dictionary of `text`, read leniently; None without one.
 
@@ -74,63 +80,44 @@ def read_literal(text: str) -> Any:
     dictionary. A dictionary comes back as a `_Dict`.
     """
     start = min((at for at in (text.find("["), text.find("{")) if at >= 0), default=-1)
-    reader = _Reader()
-    for token in _TOKEN.findall(text, start) if start >= 0 else ():
-        reader.take(token)
-        if reader.is_done:
-            break
-    return reader.value()
-
-
-class _Dict(list):
-    """Pairs of key and value in the order they were written, repetitions included."""
-
-
-class _Reader:
-    """Tokens -> the outermost container. `stack` holds the open ones, a dictionary as keys and values in turn."""
-
-    def __init__(self):
-        self._stack: list[list[Any]] = []
-        self._kinds: list[str] = []
-        self._open = dict.fromkeys(_CLOSING, 0)  # how many of each kind stand in the stack
-        self._done: Any = None
-
-    @property
-    def is_done(self) -> bool:
-        return not self._stack
-
-    def value(self) -> Any:
-        while self._stack:
-            self._close()
-        return self._done
-
-    def take(self, token: str) -> None:
+    if start < 0:
+        return None
+    stack: list[list[Any]] = []  # what is open; a dictionary holds keys and values in turn until it is closed
+    kinds: list[str] = []
+    num_open = dict.fromkeys(_CLOSING, 0)
+    done = None
+    for token in itertools.chain(_TOKEN.findall(text, start), (_END,)):
+        keys: list[Any] = []  # what stands before a ":" that closes the list around it
         if token in _CLOSING:
-            self._stack.append([])
-            self._kinds.append(token)
-            self._open[token] += 1
+            stack.append([])
+            kinds.append(token)
+            num_open[token] += 1
+            continue
+        if token == _END:
+            num_closed = len(stack)
         elif token in _OPENING:
-            kind = _OPENING[token]
-            if not self._open[kind]:
-                return self._close()  # the wrong kind of bracket
-            while self._kinds[-1] != kind:
-                self._close()
-            self._close()
+            kind, num_closed = _OPENING[token], 1
+            while num_open[kind] and kinds[-num_closed] != kind:
+                num_closed += 1
         elif token == ":":
-            is_key_in_list = self._kinds[-1] == "[" and self._kinds[-2:-1] == ["{"] and self._stack[-1]
-            if is_key_in_list and not isinstance(self._stack[-1][-1], list):
-                key = self._stack[-1].pop()
-                self._close()
-                self._stack[-1].append(key)
-        elif token != ",":
-            self._stack[-1].append(_scalar(token))
-
-    def _close(self) -> None:
-        kind, values = self._kinds.pop(), self._stack.pop()
-        self._open[kind] -= 1
-        self._done = _to_pairs(values) if kind == "{" else values
-        if self._stack:
-            self._stack[-1].append(self._done)
+            is_in_list = kinds[-1] == "[" and kinds[-2:-1] == ["{"]
+            if not is_in_list or not stack[-1] or isinstance(stack[-1][-1], list):
+                continue
+            keys, num_closed = [stack[-1].pop()], 1
+        else:
+            if token != ",":
+                stack[-1].append(_scalar(token))
+            continue
+        for _ in range(num_closed):
+            kind, values = kinds.pop(), stack.pop()
+            num_open[kind] -= 1
+            done = _to_pairs(values) if kind == "{" else values
+            if stack:
+                stack[-1].append(done)
+        if not stack:
+            return done
+        stack[-1] += keys
+    return done
 
 
 def _to_pairs(values: list[Any]) -> _Dict:

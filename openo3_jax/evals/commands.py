@@ -1,13 +1,11 @@
 """`openo3 eval`: directories and flags -> a table."""
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from openo3_jax import policy as policy_lib
-from openo3_jax.config import SamplingConfig
 from openo3_jax.errors import InputError
-from openo3_jax.evals import benchmarks, evaluate, faithfulness, judge, predict, wording
+from openo3_jax.evals import benchmarks, evaluate, judge, policies, wording
 from openo3_jax.evals.config import EvalConfig
 
 
@@ -37,26 +35,13 @@ def run(
     if not data.exists():
         raise InputError(f"{data}: no such data; expected the benchmark's directory, or a JSONL file")
     judged_by = judge.make_judge(judge_spec, model=judge_model, key_variable=judge_key)
-    policy = policy_lib.load_pretrained(
-        model,
-        mesh=mesh,
-        video=evaluate.video_of(config, benchmark),
-        video_mode=config.video_mode or benchmark.video_mode,
-    )
-
-    @contextlib.contextmanager
-    def answerers(sampling: SamplingConfig) -> Iterator[predict.Answerer]:
-        with predict.PolicyAnswerer(policy, sampling, rows=config.batch_size) as answerer:
-            yield answerer
-
-    return evaluate.run(
+    return policies.evaluate_policy(
+        policy_lib.load_pretrained(model, mesh=mesh, dtype=config.dtype),
         benchmark,
         data=data,
         out=out,
-        answerers=answerers,
         judged_by=judged_by,
         config=config,
         words=words,
-        reply_scorer=lambda: faithfulness.ReplyScorer(policy, rows=config.batch_size),
         model=str(model),
     )

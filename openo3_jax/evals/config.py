@@ -26,6 +26,7 @@ class EvalConfig:
     min_pixels: int | None = None  # of a frame
     max_pixels: int | None = None  # of a frame
     video_mode: Literal["frames", "native"] | None = None  # frames with their times in text, or native video
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of the weights; the reference's is bfloat16
     evidence: bool = False  # ask again with the cited evidence hidden, and with as large a region elsewhere
 
     def __post_init__(self):

@@ -142,10 +142,15 @@ class PolicyJudge:
 
     def judge(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
         for start in range(0, len(questions), self.batch_size):
-            asked = [messages(question) for question in questions[start : start + self.batch_size]]
+            asked = [_harmless(messages(question)) for question in questions[start : start + self.batch_size]]
             out = self.policy.generate(asked, max_new_tokens=MAX_REPLY_TOKENS, temperature=0.0)
             for i, texts in enumerate(out.texts):
                 yield start + i, Verdict(parse_score(texts[0]), texts[0])
+
+
+def _harmless(said: Sequence[Mapping[str, str]]) -> list[dict[str, str]]:
+    """Special tokens that an answer spells out are text to the judge, not control."""
+    return [{**message, "content": message["content"].replace("<|", "< |")} for message in said]
 
 
 def messages(question: Question) -> list[dict[str, str]]:

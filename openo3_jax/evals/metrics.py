@@ -130,10 +130,10 @@ def column_means(values: Float[np.ndarray, "items columns"]) -> Float[np.ndarray
 def by_group(
     values: Float[np.ndarray, "items columns"], groups: Sequence[str]
 ) -> dict[str, tuple[int, Float[np.ndarray, " columns"]]]:
-    """Group -> its number of items and its column means, groups in the order they first appear."""
+    """Group -> how many items have a value, and its column means; groups in the order they first appear."""
     labels = np.array(groups, dtype=object)
     chosen = {group: values[labels == group] for group in dict.fromkeys(groups)}
-    return {group: (len(rows), column_means(rows)) for group, rows in chosen.items()}
+    return {group: (int(np.isfinite(rows).any(axis=1).sum()), column_means(rows)) for group, rows in chosen.items()}
 
 
 def duration_bucket(duration_s: float | int) -> str:

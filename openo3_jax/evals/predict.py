@@ -76,6 +76,7 @@ class PolicyAnswerer:
             "sampling": dataclasses.asdict(self._config),
             "video": dataclasses.asdict(policy.video),
             "video_mode": policy.video_mode,
+            "dtype": str(jax.tree.leaves(policy.params)[0].dtype),
         }
 
     def prompt(self, conversation: items.Conversation) -> Prompt:

@@ -132,7 +132,7 @@ def without_nan(value: Any) -> Any:
 
 
 def by_group(scores: Scores, measures: Sequence[Measure]) -> dict[str, dict[str, dict[str, float | int]]]:
-    """Dimension -> group -> n and the value of each measure. An item may lack a dimension."""
+    """Dimension -> group -> how many items count, and the value of each measure. An item may lack a dimension."""
     found: dict[str, dict[str, dict[str, float | int]]] = {}
     for dimension in dict.fromkeys(name for groups in scores.groups for name in groups):
         rows = [i for i, groups in enumerate(scores.groups) if dimension in groups]
@@ -140,6 +140,7 @@ def by_group(scores: Scores, measures: Sequence[Measure]) -> dict[str, dict[str,
         table: dict[str, dict[str, float | int]] = {label: {} for label in sorted(set(labels))}
         for measure in measures:
             for label, (n, means) in metrics.by_group(part.matrix(measure), labels).items():
+                n = max(n, table[label].get("n", 0))
                 table[label] |= {"n": n, measure.name: measure.scale * float(measure.statistic(means))}
         found[dimension] = table
     return found

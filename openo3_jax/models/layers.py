@@ -72,7 +72,7 @@ class Embedding(nnx.Module):
 
         @partial(jax.shard_map, mesh=mesh, in_specs=(weights, slots), out_specs=slots)
         def look_up(table, ids):
-            table = jax.lax.all_gather(table, "fsdp", axis=1, tiled=True)
+            table = jax.lax.all_gather(table, mesh_lib.LOGICAL_AXES["embed"], axis=1, tiled=True)
             at = ids - jax.lax.axis_index("tensor") * table.shape[0]
             is_here = (at >= 0) & (at < table.shape[0])
             found = jnp.take(table, jnp.where(is_here, at, 0), axis=0)
@@ -106,7 +106,7 @@ def stack(make_layer: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx
 
 
 def gathered(module: nnx.Module, mesh: Mesh) -> nnx.Module:
-    """The module with its weights gathered over `fsdp`, ready to be used."""
+    """The module with its weights gathered, ready to be used."""
     graphdef, params = nnx.split(module)
     return nnx.merge(graphdef, mesh_lib.gather_layer(params, mesh))
 
@@ -122,7 +122,7 @@ def scan(
 ) -> tuple[Array, Any]:
     """Run stacked layers: `x, out = call(layer, x, per_layer[i])` for each; returns the last x and the stacked outs.
 
-    Weights are gathered over `fsdp` one layer at a time. `remat`: see `Remat`; True is "layers", False is "none".
+    Weights are gathered one layer at a time. `remat`: see `Remat`; True is "layers", False is "none".
     """
     graphdef, params = nnx.split(layers)
 

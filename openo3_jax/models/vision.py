@@ -70,8 +70,8 @@ class VisionAttention(nnx.Module):
     def _attend(
         self, qkv: Float[Array, "rows groups size 3 heads head_dim"], is_patch: Bool[Array, "rows groups size"]
     ) -> Float[Array, "rows groups size heads head_dim"]:
-        """Where there is no kernel, a few groups at a time, their scores computed again in the backward pass, so that few
-        exist at once.
+        """Attention on one device. Without a kernel, a few groups at a time, their scores computed again in the backward
+        pass, so that few exist at once.
         """
         rows, num_groups, size = is_patch.shape
         platform = self.mesh.devices.flat[0].platform

@@ -33,7 +33,7 @@ def target_scores(
     """Log-probability of each target token given the hidden state at its slot, and the entropy there.
 
     log p = h . w_target - log sum_v exp(h . w_v), over chunks of targets, recomputed in the backward pass. Runs in
-    `shard_map`: the head is gathered over `fsdp` once and its gradient is scattered once, not once per chunk. Where
+    `shard_map`: the head is gathered once and its gradient is scattered once, not once per chunk. Where
     `context` splits the row, each device has some of the slots and scores as many of the targets.
     """
     slots, weights = mesh_lib.partition_spec(("rows", "seq")), mesh_lib.partition_spec(("vocab", "embed"))
@@ -44,7 +44,7 @@ def target_scores(
 
     @partial(jax.shard_map, mesh=mesh, in_specs=(slots, weights, rows, rows), out_specs=slots)
     def local(hidden, head, slots, targets):
-        table = jax.lax.all_gather(head, "fsdp", axis=1, tiled=True)
+        table = jax.lax.all_gather(head, mesh_lib.LOGICAL_AXES["embed"], axis=1, tiled=True)
         picked, slots, targets = _own_targets(hidden, slots, targets)
         flat, wanted = picked.reshape(-1, picked.shape[-1]), targets.reshape(-1)
         chunk = min(len(flat), max(MIN_CHUNK_TARGETS, CHUNK_LOGITS // table.shape[0]))

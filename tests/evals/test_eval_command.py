@@ -5,7 +5,8 @@ import json
 import pytest
 
 from openo3_jax import cli, policy, tiny
-from openo3_jax.evals import scores, store, synthetic_vstar
+from openo3_jax.evals import policies, scores, store, synthetic_vstar
+from openo3_jax.evals.config import EvalConfig
 
 SMALL = [
     *("--max-frames", "4", "--min-pixels", "3136", "--max-pixels", "3136"),
@@ -44,8 +45,17 @@ def test_vstar_from_files_to_the_table_and_again(capsys, places, tmp_path, one_d
     before = (out / store.PREDICTIONS).read_bytes()
     assert call(capsys, *words)[1] == table
     assert (out / store.PREDICTIONS).read_bytes() == before
-    code, table, _ = call(capsys, "eval", "--compare", out, out)
-    assert code == 0 and "+0.0" in table
+    code, compared, _ = call(capsys, "eval", "--compare", out, out)
+    assert code == 0 and "+0.0" in compared
+    # the same code, as a training loop calls it
+    config = EvalConfig(max_frames=4, min_pixels=3136, max_pixels=3136, max_new_tokens=4)
+    evaluator = policies.make_evaluator("vstar", places / "vstar", tmp_path / "during", config, every=7)
+    trained = load(places / "model", mesh=one_device)
+    assert evaluator(trained, 6) == {}
+    values = evaluator(trained, 7)
+    written = json.loads((out / scores.RESULTS).read_text())["values"]
+    assert values == {f"eval/vstar/{name}": value["value"] for name, value in written.items()}
+    assert (tmp_path / "during" / "vstar_000007" / scores.TABLE).is_file()
 
 
 VSTAR = ["eval", "vstar", "--model", "{r}", "--out", "{r}/o"]

@@ -121,8 +121,8 @@ def test_joint_counts():
 
 
 def test_by_group_keeps_order_and_ignores_what_does_not_apply():
-    values = np.array([[1.0, math.nan], [0.0, 0.5], [1.0, math.nan]])
-    table = metrics.by_group(values, ["b", "a", "b"])
+    values = np.array([[1.0, math.nan], [0.0, 0.5], [1.0, math.nan], [math.nan, math.nan]])
+    table = metrics.by_group(values, ["b", "a", "b", "b"])
     assert list(table) == ["b", "a"]
     assert table["b"][0] == 2
     np.testing.assert_array_equal(table["b"][1], [1.0, math.nan])

@@ -21,8 +21,8 @@ SFT = SFTConfig(steps=1, compute_dtype="float32", remat=False)
 @pytest.mark.parametrize(
     ("logical", "expected"),
     [
-        (("embed", "ffn"), PartitionSpec("fsdp", "tensor")),
-        (("layers", "heads", "embed"), PartitionSpec(None, "tensor", "fsdp")),
+        (("embed", "ffn"), PartitionSpec(("fsdp", "context"), "tensor")),
+        (("layers", "heads", "embed"), PartitionSpec(None, "tensor", ("fsdp", "context"))),
         (("rows", "seq", "heads"), PartitionSpec(("data", "fsdp"), "context", "tensor")),
     ],
 )
@@ -30,7 +30,9 @@ def test_logical_axes_to_mesh_axes(logical, expected):
     assert mesh_lib.partition_spec(logical) == expected
 
 
-@pytest.mark.parametrize("logical", [("embed", "embed"), ("ffn", "heads"), ("rows", "embed"), ("seq", "patches")])
+@pytest.mark.parametrize(
+    "logical", [("embed", "embed"), ("ffn", "heads"), ("rows", "embed"), ("seq", "patches"), ("seq", "embed")]
+)
 def test_one_mesh_axis_cannot_split_two_dimensions(logical):
     with pytest.raises(InputError, match="put one mesh axis on two dimensions"):
         mesh_lib.partition_spec(logical)
@@ -162,8 +164,8 @@ def test_sizes_that_are_not_given(devices, granules, expected):
 
 
 def test_the_model_is_split_and_not_copied():
-    """On 4 x 2 devices a decoder's matrix lies in eighths, an embedding too."""
-    mesh = mesh_lib.make_mesh({"fsdp": 4, "tensor": 2})
+    """On 2 x 2 x 2 devices a decoder's matrix lies in eighths, an embedding too."""
+    mesh = mesh_lib.make_mesh({"fsdp": 2, "tensor": 2, "context": 2})
     _, params = small.make_params(CONFIG, mesh)
     for weight in (params["text"]["layers"]["mlp"]["gate_proj"]["kernel"], params["text"]["embed_tokens"]["weight"]):
         value = weight.get_raw_value()
