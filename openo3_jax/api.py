@@ -15,16 +15,19 @@ from openo3_jax.rewards.rules import RewardRules
 from openo3_jax.rewards.score import Rewards
 from openo3_jax.tiny import init_tiny
 from openo3_jax.train.state import TrainState, make_state
-from openo3_jax.train.steps import make_sft_step
+from openo3_jax.train.steps import make_gspo_step, make_sft_step
+from openo3_jax.types import Rollouts
 
 __all__ = [
     "Generations",
     "MediaSizes",
     "Policy",
     "Rewards",
+    "Rollouts",
     "TrainState",
     "init_tiny",
     "load_pretrained",
+    "make_gspo_step",
     "make_sft_step",
     "make_state",
     "score",
