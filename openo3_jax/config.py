@@ -8,6 +8,11 @@ from openo3_jax.errors import InputError
 
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 
+# What the backward pass finds of a layer; the rest it computes again. "layers": the residual stream before the layer;
+# "attention": that and attention's results, so that attention runs once; "dots": those and every product with a
+# weight; "none": everything.
+Remat = Literal["none", "layers", "attention", "dots"]
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class VisionConfig:

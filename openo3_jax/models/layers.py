@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -11,14 +11,11 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from openo3_jax import mesh as mesh_lib
+from openo3_jax.config import Remat
 from openo3_jax.types import Array
 
 INIT_STD = 0.02  # HF `initializer_range`
 
-# What the backward pass finds of a layer; the rest it computes again. "layers": the residual stream before the layer;
-# "attention": that and attention's results, so that attention runs once; "dots": those and every product with a
-# weight; "none": everything.
-Remat = Literal["none", "layers", "attention", "dots"]
 ATTENTION = "attention"  # the name under which attention's results are kept
 
 
@@ -122,7 +119,7 @@ def scan(
 ) -> tuple[Array, Any]:
     """Run stacked layers: `x, out = call(layer, x, per_layer[i])` for each; returns the last x and the stacked outs.
 
-    Weights are gathered one layer at a time. `remat`: see `Remat`; True is "layers", False is "none".
+    Weights are gathered one layer at a time. `remat`: see `config.Remat`; True is "layers", False is "none".
     """
     graphdef, params = nnx.split(layers)
 

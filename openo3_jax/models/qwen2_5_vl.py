@@ -7,7 +7,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float
 
 from openo3_jax import mesh as mesh_lib
-from openo3_jax.config import ModelConfig
+from openo3_jax.config import ModelConfig, Remat
 from openo3_jax.models import attention, layers, moves, text, vision
 from openo3_jax.types import Array, Batch
 
@@ -32,7 +32,7 @@ class Qwen2_5_VL(nnx.Module):
         """The output table: its own, or the embedding's where they are tied."""
         return self.head_module.weight[...]
 
-    def embed(self, batch: Batch, *, remat: bool | layers.Remat = False) -> Float[Array, "rows seq dim"]:
+    def embed(self, batch: Batch, *, remat: bool | Remat = False) -> Float[Array, "rows seq dim"]:
         """Token embeddings with the visual tokens of the row in their slots."""
         mesh_lib.check_divides(batch.tokens.shape, ("rows", "seq"), self.mesh)
         x = self.text.embed_tokens(batch.tokens, mesh=self.mesh)
@@ -46,7 +46,7 @@ class Qwen2_5_VL(nnx.Module):
         self,
         batch: Batch,
         *,
-        remat: bool | layers.Remat = False,
+        remat: bool | Remat = False,
         keep_cache: bool = False,
         backend: attention.Backend = "auto",
         group: attention.Group | None = None,

@@ -11,7 +11,7 @@ from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
 from openo3_jax import mesh as mesh_lib
-from openo3_jax.config import TextConfig
+from openo3_jax.config import Remat, TextConfig
 from openo3_jax.models import attention, layers, rope
 from openo3_jax.types import Array
 
@@ -89,14 +89,14 @@ class TextDecoder(nnx.Module):
         positions: Int[Array, "rows 3 seq"],
         slots: attention.Slots,
         *,
-        remat: bool | layers.Remat = False,
+        remat: bool | Remat = False,
         keep_cache: bool = False,
         backend: attention.Backend = "auto",
         group: attention.Group | None = None,
     ) -> tuple[Float[Array, "rows seq dim"], KeyValue | None]:
         """Hidden states after the last norm, and every layer's keys and values if `keep_cache`.
 
-        `remat`: what is kept between layers for the backward pass, see `layers.Remat`. `backend`, `group`: see
+        `remat`: what is kept between layers for the backward pass, see `config.Remat`. `backend`, `group`: see
         `attention.attention`.
         """
         rotary = angles(self.config, positions)

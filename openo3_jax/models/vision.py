@@ -13,7 +13,7 @@ from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int
 
 from openo3_jax import mesh as mesh_lib
-from openo3_jax.config import VisionConfig
+from openo3_jax.config import Remat, VisionConfig
 from openo3_jax.models import attention, layers, moves, rope
 from openo3_jax.types import Array, VisionBatch
 
@@ -70,7 +70,7 @@ class VisionAttention(nnx.Module):
     def _attend(
         self, qkv: Float[Array, "rows groups size 3 heads head_dim"], is_patch: Bool[Array, "rows groups size"]
     ) -> Float[Array, "rows groups size heads head_dim"]:
-        """Attention on one device. Without a kernel, a few groups at a time, their scores computed again in the backward
+        """Attention on one device; without a kernel a few groups at a time, their scores computed again in the backward
         pass, so that few exist at once.
         """
         rows, num_groups, size = is_patch.shape
@@ -132,8 +132,8 @@ class VisionTower(nnx.Module):
         self.mesh = mesh
 
     @jax.named_scope("vision")
-    def __call__(self, vision: VisionBatch, *, remat: bool | layers.Remat = False) -> Float[Array, "rows visual dim"]:
-        """`remat`: what is kept between layers for the backward pass, see `layers.Remat`."""
+    def __call__(self, vision: VisionBatch, *, remat: bool | Remat = False) -> Float[Array, "rows visual dim"]:
+        """`remat`: what is kept between layers for the backward pass, see `config.Remat`."""
         patch_embed = layers.gathered(self.patch_embed, self.mesh)
         x = patch_embed(vision.patches.astype(patch_embed.kernel.dtype))
         x = mesh_lib.constrain(x, self.mesh, "rows", "patches")
