@@ -38,12 +38,13 @@ def to_patches(
     patch_size: int = 14,
     temporal_patch_size: int = 2,
     merge_size: int = 2,
+    out: Float[np.ndarray, "patches patch_dim"] | None = None,
 ) -> tuple[Float[np.ndarray, "patches patch_dim"], types.VisionGrid]:
     """(pixels / 255 - mean) / std per channel, in float32, cut into patches; and their grid.
 
     The last frame is repeated until the frames fill whole temporal patches. Patches run over time, then over
     units of merge_size x merge_size patches row by row, then over the patches of a unit; the values of a patch
-    run over channel, frame, row, column.
+    run over channel, frame, row, column. They are written into `out`, if given.
 
     Raises: InputError when a side is not a multiple of patch_size * merge_size px.
     Source: transformers 5.23 models/qwen2_vl/image_processing_pil_qwen2_vl.py (`patchify`).
@@ -58,11 +59,13 @@ def to_patches(
     cut = np.ascontiguousarray(split).reshape(frames, -1, 3, patch_size**2)
     values = (np.arange(256) * (1 / 255)).astype(np.float32)
     table = (values - np.float32(mean)[:, None]) / np.float32(std)[:, None]
-    patches = np.empty((grid.frames, cut.shape[1], 3, temporal_patch_size, patch_size**2), np.float32)
+    if out is None:
+        out = np.empty((grid.num_patches, 3 * temporal_patch_size * patch_size**2), np.float32)
+    patches = out.reshape(grid.frames, cut.shape[1], 3, temporal_patch_size, patch_size**2)
     for channel in range(3):
         floats = np.take(table[channel], cut[:, :, channel], mode="clip")
         for place in range(temporal_patch_size):
             shown = floats[place::temporal_patch_size]
             patches[: len(shown), :, channel, place] = shown
             patches[len(shown) :, :, channel, place] = floats[-1]
-    return patches.reshape(grid.num_patches, -1), grid
+    return out, grid
