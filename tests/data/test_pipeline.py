@@ -317,11 +317,6 @@ def test_weights_change_what_is_seen(root, processor):
     assert counts == {"visual QA": [0] * 4, "temporal QA": [2] * 4}
 
 
-def test_records_of_step_covers_epochs_one_after_the_other():
-    steps = [pipeline.records_of_step(3, 2, 0, step).tolist() for step in range(3)]
-    assert sorted(sum(steps, [])) == [0, 0, 1, 1, 2, 2]  # noqa: RUF017
-
-
 def test_a_state_survives_json():
     state = loader.IteratorState(1, 2, 3, "ab")
     assert loader.IteratorState(*json.loads(json.dumps(state))) == state
