@@ -1,6 +1,7 @@
 """A few decoding processes shared by many threads; each serves one caller at a time and can be killed."""
 
 import contextlib
+import os
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
@@ -8,8 +9,15 @@ from typing import TypeVar
 
 from openo3_jax.data import video
 
+MOST = 32  # decoders, unless more are asked for: enough for one host of accelerators
+
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def count(asked: int) -> int:
+    """How many decoders to use where `asked` are wanted; 0: one per core, at most `MOST`."""
+    return asked or min(os.cpu_count() or 1, MOST)
 
 
 class Decoders:
