@@ -8,6 +8,7 @@ from concurrent import futures
 from typing import TypeVar
 
 from openo3_jax.data import video
+from openo3_jax.errors import InputError
 
 MOST = 32  # decoders, unless more are asked for: enough for one host of accelerators
 
@@ -16,7 +17,12 @@ Result = TypeVar("Result")
 
 
 def count(asked: int) -> int:
-    """How many decoders to use where `asked` are wanted; 0: one per core, at most `MOST`."""
+    """How many decoders to use where `asked` are wanted; 0: one per core, at most `MOST`.
+
+    Raises: InputError for a number below 0.
+    """
+    if asked < 0:
+        raise InputError(f"{asked} decoders; expected 0, for one per core, or more")
     return asked or min(os.cpu_count() or 1, MOST)
 
 
