@@ -160,10 +160,10 @@ def render(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], not
     return "\n".join([plain, *(f"  {note}" for note in notes)]) + "\n"
 
 
-def show(value: float | int | None) -> str:
-    """One decimal, "-" where there is no number."""
-    return "-" if value is None or not math.isfinite(value) else f"{value:.1f}"
+def show(value: float | int | None, decimals: int = 1) -> str:
+    """The number, "-" where there is none."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{decimals}f}"
 
 
-def show_interval(found: metrics.Interval) -> str:
-    return f"{show(found.low)} .. {show(found.high)}"
+def show_interval(found: metrics.Interval, decimals: int = 1) -> str:
+    return f"{show(found.low, decimals)} .. {show(found.high, decimals)}"
