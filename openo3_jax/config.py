@@ -30,6 +30,9 @@ class VisionConfig:
     window_size: int = 112  # px
     in_channels: int = 3
     tokens_per_second: int = 2  # time ids per second of native video
+    # Of R, G, B / 255, as preprocessor_config.json has them (config.json does not): the tower normalises bytes itself.
+    image_mean: tuple[float, float, float] = (0.48145466, 0.4578275, 0.40821073)
+    image_std: tuple[float, float, float] = (0.26862954, 0.26130258, 0.27577711)
 
     def __post_init__(self):
         if self.hidden_size % self.num_heads or (self.hidden_size // self.num_heads) % 4:
@@ -156,6 +159,7 @@ class ModelConfig:
         vision = dataclasses.asdict(self.vision)
         vision["fullatt_block_indexes"] = list(vision["fullatt_block_indexes"])
         vision["in_chans"] = vision.pop("in_channels")
+        del vision["image_mean"], vision["image_std"]  # preprocessor_config.json has them
         return {
             "architectures": [ARCHITECTURE],
             "model_type": "qwen2_5_vl",

@@ -43,14 +43,15 @@ class Sample:
     """One conversation, tokenised, on the host. Visual tokens stand in `tokens` as runs of the placeholder id.
 
     `positions`: 3-D M-RoPE ids (time, row, column). `loss_mask`: True where the assistant wrote the token.
-    `patches`: normalised pixels in the order of `transformers` (merge units of 2x2 patches are contiguous).
+    `patches`: pixels as bytes in the order of `transformers` (merge units of 2x2 patches are contiguous); the model
+    normalises them.
     """
 
     tokens: Int[np.ndarray, " seq"]
     positions: Int[np.ndarray, "3 seq"]
     loss_mask: Bool[np.ndarray, " seq"]
     is_visual: Bool[np.ndarray, " seq"]
-    patches: Float[np.ndarray, "patches patch_dim"]
+    patches: UInt8[np.ndarray, "patches patch_dim"]
     grids: tuple[VisionGrid, ...]
 
 
@@ -64,7 +65,7 @@ class VisionBatch:
     directions are given so that forward and backward are gathers. -1 is padding everywhere.
     """
 
-    patches: Float[Array, "rows patches patch_dim"]
+    patches: UInt8[Array, "rows patches patch_dim"]
     patch_hw: Int[Array, "rows patches 2"]  # row and column of the patch within its frame, for 2-D RoPE
     window_patches: Int[Array, "rows windows window_size"]
     window_slots: Int[Array, "rows patches"]

@@ -83,7 +83,7 @@ def sample(
         positions=positions.mrope_positions(tokens, grids, [None] * len(grids), config),
         loss_mask=np.arange(len(tokens)) >= len(tokens) - answer,
         is_visual=tokens == IMAGE,
-        patches=draw.normal(size=(num_patches, config.vision.patch_dim)).astype(np.float32),
+        patches=draw.integers(0, 256, (num_patches, config.vision.patch_dim), np.uint8),
         grids=grids,
     )
 

@@ -241,7 +241,7 @@ def _empty_batch(bucket: Bucket, vision: config_lib.VisionConfig, pad_id: int) -
         target_slots=missing(bucket.targets),
         targets=missing(bucket.targets),
         vision=types.VisionBatch(
-            patches=np.zeros((bucket.rows, bucket.patches, vision.patch_dim), np.float32),
+            patches=np.zeros((bucket.rows, bucket.patches, vision.patch_dim), np.uint8),
             patch_hw=zeros(bucket.patches, 2),
             window_patches=missing(bucket.windows, vision.window_patches),
             window_slots=missing(bucket.patches),

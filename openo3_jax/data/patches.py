@@ -1,9 +1,7 @@
-"""uint8 pixels -> normalised patches in the order of transformers' `Qwen2VLImageProcessor`."""
-
-from collections.abc import Sequence
+"""uint8 pixels -> uint8 patches in the order of transformers' `Qwen2VLImageProcessor`."""
 
 import numpy as np
-from jaxtyping import Float, UInt8
+from jaxtyping import UInt8
 
 from openo3_jax import types
 from openo3_jax.errors import InputError
@@ -33,14 +31,12 @@ def grid_of(
 def to_patches(
     pixels: UInt8[np.ndarray, "frames height width 3"],
     *,
-    mean: Sequence[float],
-    std: Sequence[float],
     patch_size: int = 14,
     temporal_patch_size: int = 2,
     merge_size: int = 2,
-    out: Float[np.ndarray, "patches patch_dim"] | None = None,
-) -> tuple[Float[np.ndarray, "patches patch_dim"], types.VisionGrid]:
-    """(pixels / 255 - mean) / std per channel, in float32, cut into patches; and their grid.
+    out: UInt8[np.ndarray, "patches patch_dim"] | None = None,
+) -> tuple[UInt8[np.ndarray, "patches patch_dim"], types.VisionGrid]:
+    """Pixels cut into patches, still bytes; and their grid. The model normalises them, on the device.
 
     The last frame is repeated until the frames fill whole temporal patches. Patches run over time, then over
     units of merge_size x merge_size patches row by row, then over the patches of a unit; the values of a patch
@@ -52,20 +48,15 @@ def to_patches(
     frames, height, width, _ = pixels.shape
     unit_px = patch_size * merge_size
     grid = grid_of(pixels, patch_size=patch_size, temporal_patch_size=temporal_patch_size, merge_size=merge_size)
-    # Cut as bytes, a quarter of the memory; then one float per value a byte can have: bit-equal to the arithmetic.
     split = pixels.reshape(
         frames, height // unit_px, merge_size, patch_size, width // unit_px, merge_size, patch_size, 3
     ).transpose(0, 1, 4, 2, 5, 7, 3, 6)
     cut = np.ascontiguousarray(split).reshape(frames, -1, 3, patch_size**2)
-    values = (np.arange(256) * (1 / 255)).astype(np.float32)
-    table = (values - np.float32(mean)[:, None]) / np.float32(std)[:, None]
     if out is None:
-        out = np.empty((grid.num_patches, 3 * temporal_patch_size * patch_size**2), np.float32)
+        out = np.empty((grid.num_patches, 3 * temporal_patch_size * patch_size**2), np.uint8)
     patches = out.reshape(grid.frames, cut.shape[1], 3, temporal_patch_size, patch_size**2)
-    for channel in range(3):
-        floats = np.take(table[channel], cut[:, :, channel], mode="clip")
-        for place in range(temporal_patch_size):
-            shown = floats[place::temporal_patch_size]
-            patches[: len(shown), :, channel, place] = shown
-            patches[len(shown) :, :, channel, place] = floats[-1]
+    for place in range(temporal_patch_size):
+        shown = cut[place::temporal_patch_size]
+        patches[: len(shown), :, :, place] = shown
+        patches[len(shown) :, :, :, place] = cut[-1]
     return out, grid

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import jinja2
 import numpy as np
-from jaxtyping import Bool, Float, Int, Int32
+from jaxtyping import Bool, Int, Int32, UInt8
 
 from openo3_jax import config as config_lib
 from openo3_jax import types
@@ -144,19 +144,18 @@ class Processor:
 
     def _patches(
         self, pictures: Sequence[types.Picture], grids: Sequence[types.VisionGrid]
-    ) -> Float[np.ndarray, "patches patch_dim"]:
-        mean, std = self.image_settings.mean, self.image_settings.std
-        patches = np.empty((sum(grid.num_patches for grid in grids), self.config.vision.patch_dim), np.float32)
+    ) -> UInt8[np.ndarray, "patches patch_dim"]:
+        patches = np.empty((sum(grid.num_patches for grid in grids), self.config.vision.patch_dim), np.uint8)
         start = 0
         for picture, grid in zip(pictures, grids, strict=True):
             part = patches[start : start + grid.num_patches]
-            patches_lib.to_patches(picture.pixels, mean=mean, std=std, **self._cut, out=part)
+            patches_lib.to_patches(picture.pixels, **self._cut, out=part)
             start += grid.num_patches
         return patches
 
-    def _hollow_patches(self, grids: Sequence[types.VisionGrid]) -> Float[np.ndarray, "patches patch_dim"]:
+    def _hollow_patches(self, grids: Sequence[types.VisionGrid]) -> UInt8[np.ndarray, "patches patch_dim"]:
         num = sum(grid.num_patches for grid in grids)
-        return np.broadcast_to(np.float32(0.0), (num, self.config.vision.patch_dim))
+        return np.broadcast_to(np.uint8(0), (num, self.config.vision.patch_dim))
 
 
 def _items(message: Message) -> Sequence[Mapping[str, Any]]:
@@ -261,10 +260,12 @@ def load_processor(directory: str | os.PathLike) -> Processor:
                 f"{directory}: config.json has {field}={getattr(config, field)}, but {token} is "
                 f"{tokenizer.convert_tokens_to_ids(token)} in the tokenizer; both must come from one model"
             )
+    image_settings = processor_files.load_image_settings(directory, config.vision)
+    vision = dataclasses.replace(config.vision, image_mean=image_settings.mean, image_std=image_settings.std)
     return Processor(
         tokenizer=tokenizer,
         chat_template=processor_files.load_chat_template(directory, tokenizer),
-        config=config,
-        image_settings=processor_files.load_image_settings(directory, config.vision),
+        config=dataclasses.replace(config, vision=vision),
+        image_settings=image_settings,
         stop_ids=processor_files.load_stop_ids(directory, tokenizer),
     )

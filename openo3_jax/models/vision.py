@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt8
 
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import Remat, VisionConfig
@@ -20,6 +20,16 @@ from openo3_jax.types import Array, VisionBatch
 NORM_EPS = 1e-6
 HEADS = (None, None, "heads")  # logical axes of a weight [dim, q k v, heads, head_dim]
 SCORES_AT_ONCE = 2**24  # attention scores that exist at a time: 64 MiB in float32
+
+
+def normalise(patches: UInt8[Array, "*batch patch_dim"], config: VisionConfig) -> Float[Array, "*batch patch_dim"]:
+    """`(patches / 255 - mean) / std` of each channel in float32; the values of a patch run over the channel first.
+
+    Source: transformers 5.23 image_transforms.py (`rescale`, `normalize`).
+    """
+    values = config.patch_dim // config.in_channels
+    mean, std = (jnp.repeat(jnp.float32(of), values) for of in (config.image_mean, config.image_std))
+    return (patches.astype(jnp.float32) * jnp.float32(1 / 255) - mean) / std
 
 
 class VisionAttention(nnx.Module):
@@ -135,7 +145,7 @@ class VisionTower(nnx.Module):
     def __call__(self, vision: VisionBatch, *, remat: bool | Remat = False) -> Float[Array, "rows visual dim"]:
         """`remat`: what is kept between layers for the backward pass, see `config.Remat`."""
         patch_embed = layers.gathered(self.patch_embed, self.mesh)
-        x = patch_embed(vision.patches.astype(patch_embed.kernel.dtype))
+        x = patch_embed(normalise(vision.patches, self.config).astype(patch_embed.kernel.dtype))
         x = mesh_lib.constrain(x, self.mesh, "rows", "patches")
         angles = rope.vision_angles(vision.patch_hw, self.config.head_dim)
         is_full = np.isin(np.arange(self.config.depth), self.config.fullatt_block_indexes)

@@ -14,7 +14,7 @@ CONFIG = config_lib.QWEN2_5_VL["3b"]
 IMAGE = CONFIG.image_token_id
 
 
-def make_sample(parts, *, first_value: float = 0.0) -> types.Sample:
+def make_sample(parts, *, first_value: int = 0) -> types.Sample:
     """`parts`: text ids, or a grid for a picture; ids of 100 and more are the assistant's."""
     tokens, grids = [], []
     for part in parts:
@@ -25,7 +25,7 @@ def make_sample(parts, *, first_value: float = 0.0) -> types.Sample:
             tokens.append(part)
     tokens = np.array(tokens, np.int32)
     num_patches = sum(grid.num_patches for grid in grids)
-    values = first_value + np.arange(num_patches, dtype=np.float32)
+    values = (first_value + np.arange(num_patches)).astype(np.uint8)
     return types.Sample(
         tokens=tokens,
         positions=positions.mrope_positions(tokens, grids, [None] * len(grids), CONFIG),
@@ -85,7 +85,7 @@ def test_batch_by_hand():
     assert vision.frame_slots[0].tolist() == [*range(4, 12), 0, 1, 2, 3, -1, -1, -1, -1]
     for array in (vision.window_patches, vision.window_slots, small, large, vision.frame_slots):
         assert (array[1] == -1).all() and array.dtype == np.int32
-    assert not vision.patches[1].any() and vision.patches.dtype == np.float32
+    assert not vision.patches[1].any() and vision.patches.dtype == np.uint8
 
 
 def test_released_loss_is_on_all_text():

@@ -101,12 +101,14 @@ def tower_windows(tower, grids):
 
 @pytest.mark.parametrize("case", ["one image", "five images", "sixteen frames"])
 def test_vision_tower(pair, samples, case):
+    """From bytes on our side, from the pixels of transformers' processor on theirs."""
     sample = samples[list(hf.CASES).index(case)]
     model = nnx.merge(pair.ours.graphdef, pair.ours.params)
     ours = jax.jit(model.visual)(pair.ours.batch([sample]).vision)[0, : int(sample.is_visual.sum())]
     with torch.no_grad():
         grids = torch.tensor([list(grid) for grid in sample.grids])
-        theirs = pair.theirs.model.visual(torch.tensor(sample.patches), grid_thw=grids).pooler_output
+        pixels = hf.encode(pair.processor, [hf.make_conversation(case)])["pixel_values"]
+        theirs = pair.theirs.model.visual(pixels, grid_thw=grids).pooler_output
     assert_close(ours, theirs)
 
 
@@ -139,11 +141,13 @@ def test_logits_of_native_video(pair):
     assert [tuple(grid) for grid in sample.grids] == [(3, 6, 10)]
     model = nnx.merge(pair.ours.graphdef, pair.ours.params)
     ours = model.logits(jax.jit(lambda batch: model.hidden(batch)[0])(pair.ours.batch([sample])))
+    settings = pair.processor.image_processor
+    mean, std = (torch.tensor(of).repeat_interleave(2 * 14 * 14) for of in (settings.image_mean, settings.image_std))
     with torch.no_grad():
         theirs = pair.theirs(
             input_ids=torch.tensor(sample.tokens)[None].long(),
             position_ids=torch.tensor(sample.positions)[:, None].long(),
-            pixel_values_videos=torch.tensor(sample.patches),
+            pixel_values_videos=(torch.tensor(sample.patches) / 255 - mean) / std,
             video_grid_thw=torch.tensor([[3, 6, 10]]),
         ).logits
     assert_close(ours[0, : len(sample.tokens)], theirs[0])

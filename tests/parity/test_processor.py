@@ -2,7 +2,9 @@
 
 import itertools
 import json
+import shutil
 
+import jax
 import numpy as np
 import pytest
 import torch
@@ -13,6 +15,7 @@ from transformers import vision_utils
 from openo3_jax import config as config_lib
 from openo3_jax import types
 from openo3_jax.data import images, patches, positions, tiny_tokenizer, tokens, windows
+from openo3_jax.models import vision
 from parity import hf
 
 
@@ -133,7 +136,8 @@ def test_processor_equals_transformers(name, ours, theirs, model):
     np.testing.assert_array_equal(sample.is_visual, expected["mm_token_type_ids"][0] == 1)
     if pictures:
         np.testing.assert_array_equal([tuple(grid) for grid in sample.grids], expected["image_grid_thw"])
-        np.testing.assert_allclose(sample.patches, expected["pixel_values"], rtol=0, atol=1e-6)
+        pixels = jax.jit(vision.normalise, static_argnums=1)(sample.patches, ours.config.vision)
+        np.testing.assert_allclose(pixels, expected["pixel_values"], rtol=0, atol=1e-6)
     else:
         assert sample.patches.shape == (0, 1176) and sample.grids == ()
     want, _ = model.get_rope_index(
@@ -162,16 +166,29 @@ def test_directory_saved_by_transformers_5(theirs, directory, tmp_path, ours):
     np.testing.assert_array_equal(saved.encode(messages).tokens, ours.encode(messages).tokens)
 
 
+def test_the_directory_says_how_pixels_are_normalised(directory, tmp_path):
+    """Other means and deviations than the published ones, of config.json nothing."""
+    copy = shutil.copytree(directory, tmp_path / "other")
+    settings = json.loads((copy / "preprocessor_config.json").read_text())
+    settings |= {"image_mean": [0.5, 0.1, 0.9], "image_std": [0.5, 0.25, 0.125]}
+    (copy / "preprocessor_config.json").write_text(json.dumps(settings))
+    messages = CONVERSATIONS["one image"]
+    processor = tokens.load_processor(copy)
+    sample = processor.encode(for_ours(messages, processor.image_sizing))
+    pixels = jax.jit(vision.normalise, static_argnums=1)(sample.patches, processor.config.vision)
+    expected = hf.load_processor(copy).image_processor(for_theirs(messages)[1], return_tensors="np")["pixel_values"]
+    assert np.ptp(expected) > 8  # not those of the published settings
+    np.testing.assert_allclose(pixels, expected, rtol=0, atol=1e-6)
+
+
 def test_native_video_patches_equal_the_fixed_order(ours):
     """Two frames to a patch; the oracle is the order transformers documents, written out with one reshape."""
     clip = np.random.default_rng(3).integers(0, 256, (4, 56, 84, 3), dtype=np.uint8)
-    settings = ours.image_settings
-    got, grid = patches.to_patches(clip, mean=settings.mean, std=settings.std)
-    values = (clip / 255 - np.array(settings.mean)) / np.array(settings.std)
-    split = values.transpose(0, 3, 1, 2).reshape(2, 2, 3, 2, 2, 14, 3, 2, 14)
+    got, grid = patches.to_patches(clip)
+    split = clip.transpose(0, 3, 1, 2).reshape(2, 2, 3, 2, 2, 14, 3, 2, 14)
     expected = split.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(48, 1176)
     assert grid == (2, 4, 6)
-    np.testing.assert_allclose(got, expected, rtol=0, atol=1e-6)
+    np.testing.assert_array_equal(got, expected)
 
 
 def test_still_positions_equal_transformers_at_random(ours, model):
