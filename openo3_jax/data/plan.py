@@ -3,6 +3,8 @@
 Everything here is a pure function of its arguments, the same on every host.
 """
 
+import collections
+import functools
 import hashlib
 import heapq
 import itertools
@@ -23,6 +25,7 @@ MAX_CLASSES = 8  # classes of like length in a window; one static shape for each
 _CLASS_BATCHES = 8  # at least so many in a class: in smaller ones the same records would always meet
 _TRIED = 4  # numbers of rows
 _WORTH = 0.01  # of all slots: what another class must save
+_ODD = 1 / 16  # of a class's batches: those with the most patches
 
 
 class Place(NamedTuple):
@@ -228,16 +231,19 @@ def fill_rows(lengths: Lengths, num_rows: int) -> list[list[int]]:
 
 
 def choose_shapes(planned: Sequence[Planned], needs: Sequence[packing.Bucket]) -> list[packing.Bucket]:
-    """One shape for each class of a window, which holds all of its batches; `needs` are those of the batches.
+    """One shape for each class of a window, which holds its batches; `needs` are those of the batches.
 
-    Classes whose shapes have as many slots for tokens share one.
+    It leaves to the next class's shape those few batches for whose patches all others would pay. Classes whose shapes
+    have as many slots for tokens share one.
     """
-    classes: dict[int, packing.Bucket] = {}
+    classes: dict[int, list[packing.Bucket]] = collections.defaultdict(list)
     for batch, need in zip(planned, needs, strict=True):
-        known = classes.get(batch.class_number)
-        classes[batch.class_number] = packing.union(known, need) if known else need
+        classes[batch.class_number].append(need)
     shapes: dict[tuple[int, int], packing.Bucket] = {}
-    for shape in classes.values():
+    for number, own in classes.items():
+        num_odd = 0 if number == max(classes) else round(len(own) * _ODD)
+        usual = sorted(own, key=lambda need: need.patches)[: len(own) - num_odd]
+        shape = functools.reduce(packing.union, usual)
         known = shapes.get((shape.rows, shape.seq))
         shapes[shape.rows, shape.seq] = packing.union(known, shape) if known else shape
     return [shapes[key] for key in sorted(shapes)]
