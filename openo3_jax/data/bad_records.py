@@ -26,6 +26,14 @@ class BadRecords:
         self._reasons: dict[int, str] = {}
         self._lock = threading.Lock()
 
+    def write_to(self, file: str | os.PathLike) -> None:
+        """Name those known so far and all that follow in `file`, which is written anew."""
+        with self._lock:
+            open(file, "w").close()
+            self._file = file
+            for index, reason in self._reasons.items():
+                self._write(index, reason)
+
     def __len__(self) -> int:
         return len(self._reasons)
 

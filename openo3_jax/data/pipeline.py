@@ -70,7 +70,6 @@ class SFTBatches:
         rules = loader.Rules(config.seed, config.steps, config.batch_size, rows_multiple, config.max_row_tokens)
         self._plans = loader.Plans(samples, rules, samples.weights, processor.config.vision)
         self._load = loader.Loader(samples, self._plans, rules, self._pack, process=process)
-        self.padding = plan.Padding()  # of the batches made so far, also of those that wait
 
     def __call__(self, step: int) -> Batch:
         return self._load(step)
@@ -84,6 +83,10 @@ class SFTBatches:
         """The static shapes, one for each class of like lengths."""
         return self._plans.shapes
 
+    def sizes(self, step: int) -> list[packing.Size]:
+        """The room that each sample of a step takes, in all processes."""
+        return self._samples.sizes([index for row in self._plans.batch(step).rows for index in row])
+
     def state(self, step: int) -> loader.IteratorState:
         """What a checkpoint keeps to go on with `step`, with any number of workers and processes."""
         return loader.state_at(step, self._plans, self._config.seed, self._data)
@@ -92,13 +95,28 @@ class SFTBatches:
         """The step to go on with. Raises: InputError for the state of other data, or of another order."""
         return loader.step_of(state, self._plans, self._config.seed, self._data)
 
+    def measures(self, step: int) -> dict[str, float]:
+        """What to log of a step's batch: its shape, the shares of its slots that hold nothing, empty places.
+
+        Samples count as planned: the slots of one that could not be read are not padding, its place is an empty one.
+        """
+        batch, bad = self._plans.batch(step), self._samples.bad.reasons
+        padding = plan.Padding().add(self.sizes(step), batch.shape)
+        values = {
+            "rows": batch.shape.rows,
+            "row_tokens": batch.shape.seq,
+            "row_patches": batch.shape.patches,
+            "token_waste": padding.token_waste,
+            "patch_waste": padding.patch_waste,
+            "empty_places": sum(index in bad for row in batch.rows for index in row),
+        }
+        return {name: float(value) for name, value in values.items()}
+
     @functools.cached_property
     def _data(self) -> str:
         return plan.data_hash([], self._samples.data_hash, self._config.batch_size, self._config.weights)
 
     def _pack(self, ready: loader.Ready) -> Batch:
-        sizes = self._samples.sizes([index for row in ready.plan.rows for index in row])
-        self.padding = self.padding.add(sizes, ready.plan.shape)
         rows = [[self._placed(index, ready) for index in row] for row in ready.plan.share(self._process)]
         return packing.make_batch(
             rows,

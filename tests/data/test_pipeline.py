@@ -179,8 +179,12 @@ def test_few_shapes_and_their_padding(root, processor):
     with Run(root, processor) as run:
         shapes = {run.batches(step).tokens.shape for step in range(CONFIG.steps)}
         assert shapes == {(shape.rows, shape.seq) for shape in run.batches.shapes}
-        padding = run.batches.padding
-        assert 0 < padding.tokens < padding.token_slots and 0 < padding.token_waste < 0.9
+        batch, measured = run.batches(1), run.batches.measures(1)
+        assert (measured["rows"], measured["row_tokens"]) == batch.tokens.shape
+        assert measured["row_patches"] == batch.vision.patches.shape[1]
+        assert measured["token_waste"] == pytest.approx((batch.segments == 0).mean())
+        assert measured["patch_waste"] == pytest.approx((batch.vision.frame_slots < 0).mean())
+        assert measured["empty_places"] == 0
 
 
 # ---- records that cannot be used ----
@@ -210,6 +214,7 @@ def test_a_clip_that_breaks_leaves_its_place_empty_and_moves_nothing(broken_root
             path.write_bytes(path.read_bytes()[:300])
         holed = run.batches(0)
         assert run.batches._plans.batch(0).rows == rows
+        assert run.batches.measures(0)["empty_places"] == 1
     lost = clean.segments[row] == place + 1
     assert lost.any() and (holed.segments[row][lost] == 0).all()
     others = np.ones(clean.segments.shape, bool)
