@@ -328,7 +328,7 @@ def data_check(
     *,
     fix: Path | None = None,
     json: Path | None = None,
-    jobs: int | None = None,
+    jobs: int = 0,
 ) -> int:
     """Check every record and every media file of a data root; exit code 2 if a problem was found.
 
@@ -336,16 +336,16 @@ def data_check(
         root: the data root in the released layout; or a prepared set, whose files are compared with its manifest.
         fix: a new directory for a copy without the problems; its changes.jsonl says what was changed or left out.
         json: where to write all problems and notes, one JSON line each.
-        jobs: files looked at side by side; one per core without it.
+        jobs: files looked at side by side; 0 is one per core, at most 32.
     """
-    from openo3_jax.data import check, store
+    from openo3_jax.data import check, store, workers
 
     if store.is_prepared(root):
         problems = store.verify(root)
         print("\n".join([*problems, f"prepared set: {len(problems)} files differ from {store.MANIFEST}"]))
         return 2 if problems else 0
     with _progress("check") as advance:
-        report = check.check_root(root, jobs=jobs or os.cpu_count() or 1, advance=advance, fix=fix)
+        report = check.check_root(root, jobs=workers.count(jobs), advance=advance, fix=fix)
     if json is not None:
         check.write_jsonl(report, json)
     print(check.render(report))
@@ -357,7 +357,7 @@ def data_prepare(
     out: Positional[Annotated[Path, arg(metavar="OUT")]],
     *,
     frames: Literal["jpeg", "raw"] = "jpeg",
-    jobs: int | None = None,
+    jobs: int = 0,
     max_bad_fraction: float = 0.01,
     video: VideoConfig = VideoConfig(),  # noqa: B008 (frozen)
 ) -> None:
@@ -367,15 +367,19 @@ def data_prepare(
         root: the data root in the released layout.
         out: a new directory, or one whose preparation was interrupted: it goes on.
         frames: as JPEG, or as they are, about eight times as large.
-        jobs: clips decoded side by side; one per core without it.
+        jobs: clips decoded side by side; 0 is one per core, at most 32.
         max_bad_fraction: share of a stage's records that may be unusable; OUT/bad_samples.jsonl names them.
         video: how clips become frames; training must use the same.
     """
-    from openo3_jax.data import prepare
+    from openo3_jax.data import prepare, workers
 
-    jobs = jobs or os.cpu_count() or 1
     with _progress("prepare") as advance:
-        settings = {"frames": frames, "config": video, "jobs": jobs, "max_bad_fraction": max_bad_fraction}
+        settings = {
+            "frames": frames,
+            "config": video,
+            "jobs": workers.count(jobs),
+            "max_bad_fraction": max_bad_fraction,
+        }
         manifest = prepare.prepare_root(root, out, **settings, advance=advance)
     for stage, made in manifest["stages"].items():
         size_mib = sum(file["bytes"] for file in made["files"]) / 2**20
@@ -383,19 +387,19 @@ def data_prepare(
 
 
 def data_stats(
-    root: Positional[Annotated[Path, arg(metavar="ROOT")]], *, html: Path | None = None, jobs: int | None = None
+    root: Positional[Annotated[Path, arg(metavar="ROOT")]], *, html: Path | None = None, jobs: int = 0
 ) -> None:
     """How answers are distributed, and what guessing without looking scores.
 
     Args:
         root: a data root, or a prepared set.
         html: where to write tables and plots, one file.
-        jobs: clips measured side by side; one per core without it.
+        jobs: clips measured side by side; 0 is one per core, at most 32.
     """
-    from openo3_jax.data import stats
+    from openo3_jax.data import stats, workers
 
     with _progress("stats") as advance:
-        statistics = stats.compute_root(root, jobs=jobs or os.cpu_count() or 1, advance=advance)
+        statistics = stats.compute_root(root, jobs=workers.count(jobs), advance=advance)
     if html is not None:
         from openo3_jax.report import data_page
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from openo3_jax import tasks
 from openo3_jax.config import SFTConfig
-from openo3_jax.data import annotations, loader, packing, plan, prompts, samples, tokens
+from openo3_jax.data import annotations, loader, packing, plan, prompts, samples, tokens, workers
 from openo3_jax.data.bad_records import BadRecords
 from openo3_jax.errors import InputError
 from openo3_jax.types import Batch
@@ -36,7 +36,7 @@ class Samples(samples.Samples):
             BadRecords(records, config.max_bad_fraction, bad_file),
             config=config.video,
             loss_on=config.loss_on,
-            num_workers=config.workers or os.cpu_count() or 1,
+            num_workers=workers.count(config.workers),
         )
         self.weights = plan.record_weights(records, config.weights)
 

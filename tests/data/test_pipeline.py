@@ -275,6 +275,9 @@ def test_batches_are_made_while_the_step_runs(root, processor):
         while len(run.samples._kept) < 2 * CONFIG.batch_size and time.monotonic() < patience:
             time.sleep(0.02)  # a step; nothing asks for the next batch
         assert len(run.samples._kept) >= 2 * CONFIG.batch_size
+        ahead = run.batches._load._iterator
+        run.batches(1)
+        assert run.batches._load._iterator is ahead  # what was read ahead was used
 
 
 def test_an_error_in_a_step_ends_the_process_at_once(root, model):
