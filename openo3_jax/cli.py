@@ -27,7 +27,7 @@ Verbs = Mapping[str, Any]  # a word -> a function, or the words that may follow 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code. Usage errors leave through SystemExit(2), as `--help` does with 0."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    _quiet_libraries()
+    _prepare_libraries()
     try:
         function, prog, rest = _find(words)
         return tyro.cli(function, prog=prog, args=rest) or 0
@@ -72,8 +72,10 @@ def _fail(message: str, code: int = 2) -> int:
     return code
 
 
-def _quiet_libraries() -> None:
-    """What libraries warn about is not for the one who runs a verb; set before they are imported."""
+def _prepare_libraries() -> None:
+    """Set before they are imported: compiled programs are kept between runs, and warnings are not for the user."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openo3_jax" / "compiled"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
