@@ -27,7 +27,7 @@ Verbs = Mapping[str, Any]  # a word -> a function, or the words that may follow 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code. Usage errors leave through SystemExit(2), as `--help` does with 0."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    _quiet_libraries()
+    _prepare_libraries()
     try:
         function, prog, rest = _find(words)
         return tyro.cli(function, prog=prog, args=rest) or 0
@@ -72,8 +72,10 @@ def _fail(message: str, code: int = 2) -> int:
     return code
 
 
-def _quiet_libraries() -> None:
-    """What libraries warn about is not for the one who runs a verb; set before they are imported."""
+def _prepare_libraries() -> None:
+    """Set before they are imported: compiled programs are kept between runs, and warnings are not for the user."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openo3_jax" / "compiled"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -128,6 +130,8 @@ def ask(
     seed: int = 0,
     native: bool = False,
     prompts: Path | None = None,
+    html: Path | None = None,
+    overlay: Path | None = None,
     frames: Annotated[VideoConfig, arg(name="video")] = VideoConfig(),  # noqa: B008 (frozen)
 ) -> None:
     """Answer a question about a video with evidence: what, where and when.
@@ -141,13 +145,21 @@ def ask(
         seed: of the sampling.
         native: temporal patches of two frames, without lines of text that tell the time.
         prompts: other wordings, a JSON file.
+        html: where to write a page on which the clip plays beside its evidence, one file.
+        overlay: where to write the clip with boxes and captions, .mp4 or .gif.
         frames: how the clip becomes frames.
     """
     from openo3_jax import api, tasks
     from openo3_jax.data import prompts as prompts_lib
+    from openo3_jax.report import overlay as overlay_lib
+    from openo3_jax.report import pages
 
     if not video.is_file():  # said before the weights are read, which may take minutes
         raise InputError(f"{video}: no such video file")
+    if html is not None:
+        pages.check_name(html)
+    if overlay is not None:
+        overlay_lib.check_name(overlay)
     wording = prompts_lib.load_prompts(prompts).of("sft", tasks.TEMPORAL_SPATIAL)
     policy = api.load_pretrained(model, video=frames, video_mode="native" if native else "frames")
     said = [{"type": "video", "video": video}, {"type": "text", "text": wording.ask(question)}]
@@ -158,7 +170,12 @@ def ask(
         temperature=temperature,
         seed=seed,
     )
-    print(out.texts[0][0])
+    answer = out.texts[0][0]
+    print(answer, flush=True)
+    if html is not None:
+        pages.write(html, pages.answer_page(video, question, answer, frames, [("model", str(model))]))
+    if overlay is not None:
+        overlay_lib.write(overlay, video, question, answer, pages.shown_hw(video, frames))
 
 
 def _sft(recipe: SFTConfig) -> Callable[..., None]:
@@ -265,6 +282,7 @@ def score(
     explain: bool = False,
     what_if: UseAppendAction[tuple[str, ...]] = (),
     json: Path | None = None,
+    html: Path | None = None,
     root: Path | None = None,
 ) -> None:
     """Score completions term by term.
@@ -275,17 +293,20 @@ def score(
         explain: say why, for every line.
         what_if: FIELD=VALUE, a rule to change for a second scoring; may be repeated.
         json: where to write everything.
-        root: the data root, for records without picture sizes.
+        html: where to write a page of the first answers with their evidence, one file; clips are shown with --root.
+        root: the data root, for clips and pictures and for records without picture sizes.
     """
     from openo3_jax import api
     from openo3_jax.rewards import commands
 
     options = {"rules": rules, "explain": explain, "what_if": what_if, "json_out": _text(json)}
-    if root is None:
-        print(commands.score_file(str(file), **options))
-        return
-    with api.MediaSizes(root) as sizes:
-        print(commands.score_file(str(file), **options, sizes=sizes))
+    with contextlib.ExitStack() as stack:
+        sizes = None if root is None else stack.enter_context(api.MediaSizes(root))
+        print(commands.score_file(str(file), **options, sizes=sizes), flush=True)
+        if html is not None:
+            from openo3_jax.report import pages
+
+            pages.write(html, pages.score_page(str(file), rules=rules, root=root, sizes=sizes))
 
 
 def redteam(

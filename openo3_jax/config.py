@@ -313,7 +313,7 @@ class SFTConfig:
     max_bad_fraction: float = 0.01  # share of the records that may be unreadable before the run stops
     loss_on: Literal["assistant", "released"] = "assistant"  # "released": all text, as the reference's code does
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # weights stay float32 in the state
-    remat: bool = True  # keep only the residual stream between layers for the backward pass
+    remat: Remat = "layers"  # what the forward pass keeps for the backward pass; the rest is computed again
     optimizer: OptimizerConfig = OptimizerConfig()
     video: VideoConfig = VideoConfig()
 
@@ -375,7 +375,7 @@ class GSPOConfig:
     importance_cap: float | None = None  # weigh by min(p_old / p_sampler, cap); needs old_logp="recompute"
     max_bad_fraction: float = 0.01  # share of prompts whose media may be unreadable before the run stops
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # weights stay float32 in the state
-    remat: bool = True  # keep only the residual stream between layers for the backward pass
+    remat: Remat = "layers"  # what the forward pass keeps for the backward pass; the rest is computed again
     optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", weight_decay=0.01)
     video: VideoConfig = VideoConfig()
 
