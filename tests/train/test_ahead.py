@@ -30,6 +30,7 @@ def test_the_next_one_is_made_unasked_and_no_other():
         assert maker.events[1].wait(10)  # the step runs; nobody asked
         assert not maker.events[2].wait(0.2)
         assert made(1) == 10 and made(2) == 20
+        assert not maker.events[3].wait(0.2)
     assert maker.made == [0, 1, 2]  # each once, none after the last step
 
 
