@@ -5,6 +5,7 @@ import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,14 +13,14 @@ from jax.sharding import Mesh
 
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import GSPOConfig
-from openo3_jax.data import annotations, prompts, rl_prompts
+from openo3_jax.data import annotations, plan, prompts, rl_prompts
 from openo3_jax.errors import InputError
-from openo3_jax.train import loop, rollout, run, steps
+from openo3_jax.train import loop, rollout, run, runlog, steps
+from openo3_jax.train import resume as resume_lib
 from openo3_jax.train import state as state_lib
 from openo3_jax.train.state import TrainState
 
-SAMPLES = "samples.jsonl"  # every completion with its record and rewards; `openo3 score` reads it
-BAD_SAMPLES = "bad_samples.jsonl"
+SAMPLES, BAD_SAMPLES = run.SAMPLES, run.BAD_SAMPLES
 
 
 def run_gspo(
@@ -32,31 +33,45 @@ def run_gspo(
     prompts_file: Path | None = None,
     reference: Path | None = None,
     reward: rollout.Reward | None = None,
+    resume: bool = False,
     evaluate: loop.Evaluator | None = None,
     stop: loop.StopRule | None = None,
 ) -> policy_lib.Policy:
     """Train `model` on the questions of `data/json_data/STGR-RL.json`, write the run into `out`, return the policy.
 
     `reference`: the model not to leave too far behind, None for `model` itself. `reward`: one of the caller's own,
-    None for this package's under `config.rules`. `out` is as that of `run_sft`, with samples.jsonl.
+    None for this package's under `config.rules`. `out` and `resume` are as those of `run_sft`; `out` has samples.jsonl.
+    The model and the reference of a run to resume are read again, and must be what they were.
     Raises: InputError for an `out` that is not empty, no or bad records, too many unreadable media, a reference of
-    another shape, a reward or a loss that is not finite.
+    another shape, a reward or a loss that is not finite, a run with other settings, data or model to resume; Stopped
+    after a signal, with the state saved.
     """
-    run.check_new(out)
+    run.check_resumable(out) if resume else run.check_new(out)
+    log = runlog.RunLog(out)
     records = annotations.load_stage(data, "rl")
     if not records:
         raise InputError(f"{data}: its {annotations.STAGE_FILES['rl']} holds no records; expected at least one")
     wording = prompts.load_prompts(prompts_file)
     policy = policy_lib.load_pretrained(model, mesh=mesh, video=config.video)
     anchor = None if reference is None else policy_lib.load_pretrained(reference, mesh=policy.mesh)
-    state = state_lib.make_state(policy, config, reference=anchor)
-    policy, anchor = policy.without_weights(), None  # the state has its own copies
+    compared = None if config.kl_coef == 0 else (anchor or policy).params
+    about = resume_lib.describe("gspo", config, plan.data_hash(records), policy.params, compared)
+    found = resume_lib.find(out, about, log.say) if resume else None
+    make = state_lib.make_state if found is None else state_lib.resume_state
+    state = make(policy, config, reference=anchor)
+    policy, anchor, compared = policy.without_weights(), None, None  # the state has its own copies
     with rl_prompts.Prompts(records, data, policy.processor, config, wording) as source:
-        source(0)  # reads the media of the first step before anything is written
-        run.create(out, policy, "gspo", config)
+        start = 0 if found is None else source.step_of(resume_lib.position(found))
+        if start < config.steps:
+            source(start)  # reads the media of the first step before anything is written
+        run.create(out, policy, "gspo", config, reference=None if reference is None else str(reference))
+        state = resume_lib.go_on(out, found, state)
         max_bad = int(config.max_bad_fraction * len(records))
         stage = _GSPO(policy, source, config, reward or rollout.rubric_reward(config.rules), out, max_bad)
-        return loop.train(stage, state, policy, out=out, steps=config.steps, evaluate=evaluate, stop=stop)
+        if found is not None:
+            stage.remember(found.memory)
+        this = loop.Run(out, config, about, log, start)
+        return loop.train(stage, state, policy, this, evaluate=evaluate, stop=stop)
 
 
 class _GSPO:
@@ -83,6 +98,15 @@ class _GSPO:
         self._cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(config.compute_dtype), params))
         self._score = steps.make_score_step(config)
         self._step = steps.make_gspo_step(config)
+
+    def memory(self, step: int) -> dict[str, Any]:
+        """With the shapes: sums over other padding may differ in their last bits."""
+        buckets = [bucket.to_json() for bucket in (self._prompt_bucket, self._group_bucket)]
+        return {"position": self._source.state(step)._asdict(), "buckets": buckets, "bad": [*self._bad.items()]}
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        self._prompt_bucket, self._group_bucket = map(rollout.GrowingBucket.from_json, memory["buckets"])
+        self._bad = {index: error for index, error in memory["bad"]}
 
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
         clock = _Clock()
