@@ -183,6 +183,7 @@ def _sft(recipe: SFTConfig) -> Callable[..., None]:
         data: Path,
         out: Path,
         resume: bool = False,
+        profile: str | None = None,
         mesh: str | None = None,
         prompts: Path | None = None,
         config: Annotated[SFTConfig, Flat] = recipe,
@@ -194,13 +195,16 @@ def _sft(recipe: SFTConfig) -> Callable[..., None]:
             data: the data root in the released layout.
             out: a new directory for the run.
             resume: go on with the run in OUT where it was stopped; without a checkpoint there it starts anew.
+            profile: steps to trace into OUT/profile for XProf or Perfetto, such as 10:15.
             mesh: sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp.
             prompts: other wordings, a JSON file.
         """
+        from openo3_jax.train import profiling
         from openo3_jax.train import sft as stage
 
         places = {"model": model, "data": data, "out": out, "prompts_file": prompts}
-        stage.run_sft(**places, config=config, mesh=_mesh(mesh), resume=resume)
+        traced = None if profile is None else profiling.parse_steps(profile)
+        stage.run_sft(**places, config=config, mesh=_mesh(mesh), resume=resume, profile=traced)
 
     return sft
 
@@ -212,6 +216,7 @@ def _gspo(recipe: GSPOConfig) -> Callable[..., None]:
         data: Path,
         out: Path,
         resume: bool = False,
+        profile: str | None = None,
         mesh: str | None = None,
         prompts: Path | None = None,
         reference: Path | None = None,
@@ -225,6 +230,7 @@ def _gspo(recipe: GSPOConfig) -> Callable[..., None]:
             data: the data root in the released layout.
             out: a new directory for the run.
             resume: go on with the run in OUT where it was stopped; without a checkpoint there it starts anew.
+            profile: steps to trace into OUT/profile for XProf or Perfetto, such as 10:15.
             mesh: sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp.
             prompts: other wordings, a JSON file.
             reference: the model not to leave too far behind, if it is not the one to start from.
@@ -232,7 +238,7 @@ def _gspo(recipe: GSPOConfig) -> Callable[..., None]:
         """
         from openo3_jax.rewards import redteam
         from openo3_jax.train import gspo as stage
-        from openo3_jax.train import rollout
+        from openo3_jax.train import profiling, rollout
 
         own = None if reward is None else rollout.own_reward(redteam.load_reward(reward))
         stage.run_gspo(
@@ -242,6 +248,7 @@ def _gspo(recipe: GSPOConfig) -> Callable[..., None]:
             config=config,
             mesh=_mesh(mesh),
             resume=resume,
+            profile=None if profile is None else profiling.parse_steps(profile),
             prompts_file=prompts,
             reference=reference,
             reward=own,
@@ -277,6 +284,18 @@ def export(
     from openo3_jax.train import run as run_lib
 
     run_lib.load(run).save_pretrained(out, dtype)
+
+
+def replay(dump: Positional[Annotated[Path, arg(metavar="DUMP")]], *, mesh: str | None = None) -> None:
+    """Run a batch again whose loss or gradient was not finite, and say which numbers are not.
+
+    Args:
+        dump: a directory that a run has written, such as RUN/dumps/step-12-0.
+        mesh: sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp.
+    """
+    from openo3_jax.train import replay as replay_lib
+
+    print(replay_lib.replay(dump, mesh=_mesh(mesh)))
 
 
 def score(
@@ -535,6 +554,7 @@ VERBS: Verbs = {
     "gspo": {name: _gspo(recipe) for name, recipe in recipes.GSPO.items()},
     "eval": eval_,
     "export": export,
+    "replay": replay,
     "score": score,
     "redteam": redteam,
     "data": {"check": data_check, "prepare": data_prepare, "stats": data_stats, "convert": data_convert},

@@ -42,8 +42,8 @@ class Checkpoints:
     """Writes the checkpoints of a run. A context manager: leaving it waits for the last one.
 
     `save` copies the state to the host and returns; threads write it. A save that fails is told to `say` in one line
-    and kept in `failure` until one succeeds; earlier checkpoints stay. Of all checkpoints the `keep_last` newest stay, and
-    the one with the highest score.
+    and kept in `failure` until one succeeds; earlier checkpoints stay. Of all checkpoints the `keep_last` newest stay,
+    and the one with the highest score.
     """
 
     def __init__(self, directory: Path, *, keep_last: int, say: Callable[[str], None]):
@@ -77,8 +77,8 @@ class Checkpoints:
         arguments = {name: ocp.args.StandardSave(_flatten(tree)) for name, tree in items.items()}
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            for rest in self._directory.glob(f"*{_TEMPORARY}*"):  # of a save that failed
-                shutil.rmtree(rest)
+            for rest in self._directory.glob(f"*{_TEMPORARY}*"):  # of a save that failed, perhaps still written to
+                shutil.rmtree(rest, ignore_errors=True)
             self._writer.save(self._directory / str(record.step), ocp.args.Composite(**arguments), force=True)
         except WRITE_ERRORS as error:
             self._fail(error)
@@ -204,7 +204,7 @@ def read_params(directory: Path, abstract: nnx.State, mesh: Mesh) -> nnx.State:
 
 
 def load_params(directory: Path, abstract: nnx.State, mesh: Mesh) -> nnx.State:
-    """The weights of the newest checkpoint, float32, placed on the mesh. Raises InputError if it is damaged or missing."""
+    """The weights of the newest checkpoint, float32, on the mesh. Raises InputError if it is damaged or missing."""
     if not directory.is_dir():
         raise InputError(f"{directory}: no checkpoints; expected the directory of a training run")
     steps = finished(directory)
@@ -237,7 +237,7 @@ def _write_record(at: Path, record: Record) -> None:
     names = sorted(path.relative_to(at).as_posix() for path in at.rglob("*") if path.is_file())
     files = {name: {"bytes": (at / name).stat().st_size, "sha256": _hash(at / name)} for name in names}
     partial = at.parent / f"{at.name}{_TEMPORARY}.json"
-    partial.write_text(json.dumps({**record._asdict(), "files": files}) + "\n")
+    partial.write_text(json.dumps({**record._asdict(), "files": files}))  # no newline: a brace ends it
     os.replace(partial, at / RECORD)
 
 

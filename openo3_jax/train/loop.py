@@ -10,7 +10,8 @@ from typing import Any, Protocol, runtime_checkable
 from openo3_jax.config import GSPOConfig, SFTConfig
 from openo3_jax.errors import InputError, Stopped
 from openo3_jax.policy import Policy
-from openo3_jax.train import checkpoint, metrics, run, signals
+from openo3_jax.train import best as best_lib
+from openo3_jax.train import checkpoint, guards, journal, machine, metrics, profiling, run, signals, watchdog
 from openo3_jax.train.runlog import RunLog
 from openo3_jax.train.state import TrainState
 
@@ -41,6 +42,7 @@ class Run:
     about: Mapping[str, Any]
     log: RunLog
     start: int = 0
+    profile: profiling.Steps | None = None  # steps to trace
 
 
 def train(
@@ -58,32 +60,40 @@ def train(
     Raises: InputError where the guards of the stage do, or if the last checkpoint cannot be written; Stopped after a
     signal, with the state saved.
     """
-    out, settings, steps = this.out, this.config.run, this.config.steps
-    done, note = this.start, "as it was"
+    out, settings, steps, say = this.out, this.config.run, this.config.steps, this.log.say
+    past = metrics.read_lines(out / run.METRICS)
+    spikes, best = guards.Spikes(stage.name, past), best_lib.Best(settings, past)
+    done, values, is_last = this.start, past[-1] if past else {}, best.is_over or this.start >= steps
     with (
-        metrics.JsonlWriter(out / run.METRICS) as writer,
-        metrics.Progress(stage.name, steps) as progress,
-        checkpoint.Checkpoints(out / run.CHECKPOINTS, keep_last=settings.keep_last, say=this.log.say) as checkpoints,
-        signals.StopSignals(this.log.say) as caught,
+        journal.Journal(out, stage.name, stage.headline, this.config, this.log, start=this.start) as book,
+        checkpoint.Checkpoints(out / run.CHECKPOINTS, keep_last=settings.keep_last, say=say) as checkpoints,
+        profiling.Tracer(out / run.PROFILE, this.profile) as tracer,
+        machine.Machine() as computer,
+        watchdog.Watchdog(settings.stuck_after_s, say) as dog,
+        signals.StopSignals(say) as caught,
     ):
-        for done in range(this.start + 1, steps + 1):
+        while not is_last and caught.name is None:
+            done += 1
+            dog.beat(f"making step {done}")
             started_s = time.monotonic()
-            state, values = stage(state, done - 1)
+            with tracer.step(done):
+                state, values = stage(state, done - 1)
             values["time/total_s"] = time.monotonic() - started_s
             if evaluate is not None:
+                dog.beat(f"evaluating after step {done}")
                 values |= evaluate(dataclasses.replace(policy, params=state.params), done)
-            writer.write(done, values)
-            note = f"{stage.headline} {values.get(stage.headline, math.nan):.3f}"
-            progress.update(done, note)
-            is_last = done == steps or (stop is not None and stop(done, values))
-            if is_last or caught.name is not None or done % settings.save_every == 0:
-                checkpoints.save(state, checkpoint.Record(done, this.about, stage.memory(done), None))
-            if is_last or caught.name is not None:
-                break
+            score = best(values)
+            values |= spikes(values) | computer.values()
+            book.write(done, values)
+            is_last = done == steps or best.is_over or (stop is not None and stop(done, values))
+            if is_last or best.is_new or caught.name is not None or done % settings.save_every == 0:
+                dog.beat(f"saving step {done}")
+                checkpoints.save(state, checkpoint.Record(done, this.about, stage.memory(done), score))
+        dog.beat("writing the last checkpoint")
         checkpoints.wait()
         if checkpoints.failure is not None:
             raise InputError(checkpoints.failure)
-        if caught.name is not None and not is_last:
+        if not is_last:
             raise Stopped(f"{caught.name}: {done} of {steps} steps are saved in {out}; go on with --resume")
-    this.log.say(f"{stage.name}: {done} steps, {note}, saved in {out}")
+    say(f"{stage.name}: {done} steps, {stage.headline} {values.get(stage.headline, math.nan):.4g}, saved in {out}")
     return dataclasses.replace(policy, params=state.params)

@@ -12,7 +12,7 @@ import jax
 from openo3_jax.config import GSPOConfig, SFTConfig, to_json
 from openo3_jax.data import loader
 from openo3_jax.errors import InputError
-from openo3_jax.train import checkpoint, run
+from openo3_jax.train import checkpoint, replay, run
 from openo3_jax.train import state as state_lib
 from openo3_jax.train.state import TrainState
 
@@ -77,6 +77,7 @@ def go_on(out: Path, record: checkpoint.Record | None, state: TrainState) -> Tra
     step = 0 if record is None else record.step
     for name in LINES:
         cut_back(out / name, step)
+    replay.remove_after(out, step)
     checkpoint.set_aside(out / run.CHECKPOINTS, step, out / SET_ASIDE)
     return state if record is None else checkpoint.restore(out / run.CHECKPOINTS, step, state)
 
@@ -110,6 +111,6 @@ def cut_back(file: Path, step: int) -> None:
 def _step_of(line: bytes) -> float:
     """A line that is no JSON counts as one of the future: what follows is dropped with it."""
     try:
-        return json.loads(line)["step"]
+        return float(json.loads(line)["step"])
     except (ValueError, KeyError, TypeError):
         return math.inf

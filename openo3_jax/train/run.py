@@ -22,6 +22,8 @@ CONFIG = "config.json"  # the resolved settings
 METRICS = "metrics.jsonl"
 SAMPLES = "samples.jsonl"  # of stage two: every completion with its record and rewards; `openo3 score` reads it
 BAD_SAMPLES = "bad_samples.jsonl"  # records that could not be used
+TENSORBOARD = "tensorboard"
+PROFILE = "profile"
 CHECKPOINTS = "checkpoints"
 MODEL_FILES = "model"  # config, tokenizer and processor files of the model that the run started from
 

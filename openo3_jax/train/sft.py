@@ -5,13 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import SFTConfig
 from openo3_jax.data import annotations, pipeline, plan, prompts
-from openo3_jax.train import loop, run, runlog, steps
+from openo3_jax.train import guards, loop, profiling, run, runlog, steps
 from openo3_jax.train import resume as resume_lib
 from openo3_jax.train import state as state_lib
 from openo3_jax.train.state import TrainState
@@ -26,6 +27,7 @@ def run_sft(
     mesh: Mapping[str, int] | Mesh | None = None,
     prompts_file: Path | None = None,
     resume: bool = False,
+    profile: profiling.Steps | None = None,
     evaluate: loop.Evaluator | None = None,
     stop: loop.StopRule | None = None,
 ) -> policy_lib.Policy:
@@ -33,7 +35,8 @@ def run_sft(
 
     `out` holds config.json (resolved), metrics.jsonl, log.txt, model/ (the files beside the weights) and checkpoints/.
     `resume`: go on with the run in `out` at its newest checkpoint, bit for bit as if it had never been stopped; a new
-    run where there is none. `evaluate` may add metrics after a step, `stop` may end the run early.
+    run where there is none. `profile`: steps to trace into `out`/profile. `evaluate` may add metrics after
+    a step, `stop` may end the run early.
     Raises: InputError for an `out` that is not empty, bad records or media, a loss that is not finite, a run with other
     settings, data or model to resume; Stopped after a signal, with the state saved.
     """
@@ -54,8 +57,8 @@ def run_sft(
             batches(start)  # media that cannot be read are named before anything is written
         run.create(out, policy, "sft", config)
         state = resume_lib.go_on(out, found, state)
-        stage = _SFT(batches, policy.mesh, config)
-        this = loop.Run(out, config, about, log, start)
+        stage = _SFT(batches, policy, config, guards.Guard("sft", config, out, log))
+        this = loop.Run(out, config, about, log, start, profile)
         return loop.train(stage, state, policy, this, evaluate=evaluate, stop=stop)
 
 
@@ -63,9 +66,10 @@ class _SFT:
     name = "sft"
     headline = "sft/loss"
 
-    def __init__(self, batches: pipeline.SFTBatches, mesh: Mesh, config: SFTConfig):
+    def __init__(self, batches: pipeline.SFTBatches, policy: policy_lib.Policy, config: SFTConfig, guard: guards.Guard):
         self._batches = batches
-        self._mesh = mesh
+        self._policy = policy  # without weights
+        self._guard = guard
         self._step = steps.make_sft_step(config)
 
     def memory(self, step: int) -> dict[str, Any]:
@@ -73,8 +77,17 @@ class _SFT:
 
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
         started_s = time.monotonic()
-        batch = mesh_lib.shard_rows(self._batches(step), self._mesh)
+        with jax.profiler.TraceAnnotation("data"):
+            batch = mesh_lib.shard_rows(self._batches(step), self._policy.mesh)
         ready_s = time.monotonic()
-        state, measured = self._step(state, batch)
-        values = {f"sft/{name}": float(value) for name, value in measured.items()}
-        return state, values | {"time/data_s": ready_s - started_s, "time/step_s": time.monotonic() - ready_s}
+        with jax.profiler.TraceAnnotation("update"):
+            state, measured = self._step(state, batch)
+            values = {name: float(value) for name, value in measured.items()}
+        done_s = time.monotonic()
+        is_made = self._guard(state, batch, step, values)
+        sizes = self._batches.sizes(step)
+        work = profiling.sft_flops(self._policy.config, sizes)
+        rates = profiling.rates(work, sum(size.tokens for size in sizes), done_s - started_s)
+        times = {"time/data_s": ready_s - started_s, "time/step_s": done_s - ready_s}
+        named = {f"sft/{name}": value for name, value in values.items()}
+        return state, named | {"guard/skipped": float(not is_made)} | times | rates
