@@ -28,7 +28,7 @@ Verbs = Mapping[str, Any]  # a word -> a function, or the words that may follow 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one verb; returns the exit code. Usage errors leave through SystemExit(2), as `--help` does with 0."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    _quiet_libraries()
+    _prepare_libraries()
     try:
         function, prog, rest = _find(words)
         return tyro.cli(function, prog=prog, args=rest) or 0
@@ -85,8 +85,10 @@ def _fail(message: str, code: int = 2) -> int:
     return code
 
 
-def _quiet_libraries() -> None:
-    """What libraries warn about is not for the one who runs a verb; set before they are imported."""
+def _prepare_libraries() -> None:
+    """Set before they are imported: compiled programs are kept between runs, and warnings are not for the user."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "openo3_jax" / "compiled"
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(cache))
     os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -143,6 +145,8 @@ def ask(
     seed: int = 0,
     native: bool = False,
     prompts: Path | None = None,
+    html: Path | None = None,
+    overlay: Path | None = None,
     frames: Annotated[VideoConfig, arg(name="video")] = VideoConfig(),  # noqa: B008 (frozen)
 ) -> None:
     """Answer a question about a video with evidence: what, where and when.
@@ -156,13 +160,21 @@ def ask(
         seed: of the sampling.
         native: temporal patches of two frames, without lines of text that tell the time.
         prompts: other wordings, a JSON file.
+        html: where to write a page on which the clip plays beside its evidence, one file.
+        overlay: where to write the clip with boxes and captions, .mp4 or .gif.
         frames: how the clip becomes frames.
     """
     from openo3_jax import api, tasks
     from openo3_jax.data import prompts as prompts_lib
+    from openo3_jax.report import overlay as overlay_lib
+    from openo3_jax.report import pages
 
     if not video.is_file():  # said before the weights are read, which may take minutes
         raise InputError(f"{video}: no such video file")
+    if html is not None:
+        pages.check_name(html)
+    if overlay is not None:
+        overlay_lib.check_name(overlay)
     wording = prompts_lib.load_prompts(prompts).of("sft", tasks.TEMPORAL_SPATIAL)
     policy = api.load_pretrained(model, video=frames, video_mode="native" if native else "frames")
     said = [{"type": "video", "video": video}, {"type": "text", "text": wording.ask(question)}]
@@ -173,7 +185,12 @@ def ask(
         temperature=temperature,
         seed=seed,
     )
-    print(out.texts[0][0])
+    answer = out.texts[0][0]
+    print(answer, flush=True)
+    if html is not None:
+        pages.write(html, pages.answer_page(video, question, answer, frames, [("model", str(model))]))
+    if overlay is not None:
+        overlay_lib.write(overlay, video, question, answer, pages.shown_hw(video, frames))
 
 
 def _sft(recipe: SFTConfig) -> Callable[..., None]:
@@ -305,6 +322,7 @@ def score(
     explain: bool = False,
     what_if: UseAppendAction[tuple[str, ...]] = (),
     json: Path | None = None,
+    html: Path | None = None,
     root: Path | None = None,
 ) -> None:
     """Score completions term by term.
@@ -315,17 +333,20 @@ def score(
         explain: say why, for every line.
         what_if: FIELD=VALUE, a rule to change for a second scoring; may be repeated.
         json: where to write everything.
-        root: the data root, for records without picture sizes.
+        html: where to write a page of the first answers with their evidence, one file; clips are shown with --root.
+        root: the data root, for clips and pictures and for records without picture sizes.
     """
     from openo3_jax import api
     from openo3_jax.rewards import commands
 
     options = {"rules": rules, "explain": explain, "what_if": what_if, "json_out": _text(json)}
-    if root is None:
-        print(commands.score_file(str(file), **options))
-        return
-    with api.MediaSizes(root) as sizes:
-        print(commands.score_file(str(file), **options, sizes=sizes))
+    with contextlib.ExitStack() as stack:
+        sizes = None if root is None else stack.enter_context(api.MediaSizes(root))
+        print(commands.score_file(str(file), **options, sizes=sizes), flush=True)
+        if html is not None:
+            from openo3_jax.report import pages
+
+            pages.write(html, pages.score_page(str(file), rules=rules, root=root, sizes=sizes))
 
 
 def redteam(
@@ -349,7 +370,7 @@ def data_check(
     *,
     fix: Path | None = None,
     json: Path | None = None,
-    jobs: int | None = None,
+    jobs: int = 0,
 ) -> int:
     """Check every record and every media file of a data root; exit code 2 if a problem was found.
 
@@ -357,16 +378,16 @@ def data_check(
         root: the data root in the released layout; or a prepared set, whose files are compared with its manifest.
         fix: a new directory for a copy without the problems; its changes.jsonl says what was changed or left out.
         json: where to write all problems and notes, one JSON line each.
-        jobs: files looked at side by side; one per core without it.
+        jobs: files looked at side by side; 0 is one per core, at most 32.
     """
-    from openo3_jax.data import check, store
+    from openo3_jax.data import check, store, workers
 
     if store.is_prepared(root):
         problems = store.verify(root)
         print("\n".join([*problems, f"prepared set: {len(problems)} files differ from {store.MANIFEST}"]))
         return 2 if problems else 0
     with _progress("check") as advance:
-        report = check.check_root(root, jobs=jobs or os.cpu_count() or 1, advance=advance, fix=fix)
+        report = check.check_root(root, jobs=workers.count(jobs), advance=advance, fix=fix)
     if json is not None:
         check.write_jsonl(report, json)
     print(check.render(report))
@@ -378,7 +399,7 @@ def data_prepare(
     out: Positional[Annotated[Path, arg(metavar="OUT")]],
     *,
     frames: Literal["jpeg", "raw"] = "jpeg",
-    jobs: int | None = None,
+    jobs: int = 0,
     max_bad_fraction: float = 0.01,
     video: VideoConfig = VideoConfig(),  # noqa: B008 (frozen)
 ) -> None:
@@ -388,15 +409,19 @@ def data_prepare(
         root: the data root in the released layout.
         out: a new directory, or one whose preparation was interrupted: it goes on.
         frames: as JPEG, or as they are, about eight times as large.
-        jobs: clips decoded side by side; one per core without it.
+        jobs: clips decoded side by side; 0 is one per core, at most 32.
         max_bad_fraction: share of a stage's records that may be unusable; OUT/bad_samples.jsonl names them.
         video: how clips become frames; training must use the same.
     """
-    from openo3_jax.data import prepare
+    from openo3_jax.data import prepare, workers
 
-    jobs = jobs or os.cpu_count() or 1
     with _progress("prepare") as advance:
-        settings = {"frames": frames, "config": video, "jobs": jobs, "max_bad_fraction": max_bad_fraction}
+        settings = {
+            "frames": frames,
+            "config": video,
+            "jobs": workers.count(jobs),
+            "max_bad_fraction": max_bad_fraction,
+        }
         manifest = prepare.prepare_root(root, out, **settings, advance=advance)
     for stage, made in manifest["stages"].items():
         size_mib = sum(file["bytes"] for file in made["files"]) / 2**20
@@ -404,19 +429,19 @@ def data_prepare(
 
 
 def data_stats(
-    root: Positional[Annotated[Path, arg(metavar="ROOT")]], *, html: Path | None = None, jobs: int | None = None
+    root: Positional[Annotated[Path, arg(metavar="ROOT")]], *, html: Path | None = None, jobs: int = 0
 ) -> None:
     """How answers are distributed, and what guessing without looking scores.
 
     Args:
         root: a data root, or a prepared set.
         html: where to write tables and plots, one file.
-        jobs: clips measured side by side; one per core without it.
+        jobs: clips measured side by side; 0 is one per core, at most 32.
     """
-    from openo3_jax.data import stats
+    from openo3_jax.data import stats, workers
 
     with _progress("stats") as advance:
-        statistics = stats.compute_root(root, jobs=jobs or os.cpu_count() or 1, advance=advance)
+        statistics = stats.compute_root(root, jobs=workers.count(jobs), advance=advance)
     if html is not None:
         from openo3_jax.report import data_page
 

@@ -333,11 +333,11 @@ class SFTConfig:
     max_row_tokens: int = 4096  # samples are packed into rows up to this; a longer sample has a row of its own
     seed: int = 0  # order of the records
     weights: tuple[tuple[str, float], ...] = ()  # (task or source, how often its records are seen in an epoch)
-    workers: int = 0  # decoding processes on each host; 0: one per core
+    workers: int = 0  # decoding processes on each host; 0: one per core, at most 32
     max_bad_fraction: float = 0.01  # share of the records that may be unreadable before the run stops
     loss_on: Literal["assistant", "released"] = "assistant"  # "released": all text, as the reference's code does
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # weights stay float32 in the state
-    remat: bool = True  # keep only the residual stream between layers for the backward pass
+    remat: Remat = "layers"  # what the forward pass keeps for the backward pass; the rest is computed again
     optimizer: OptimizerConfig = OptimizerConfig()
     video: VideoConfig = VideoConfig()
     run: RunConfig = RunConfig()
@@ -386,7 +386,7 @@ class GSPOConfig:
     minibatches: int = 1  # updates per step; each has an equal share of the prompts
     seed: int = 0  # order of the records, and sampling
     weights: tuple[tuple[str, float], ...] = ()  # (task or source, how often its records are seen in an epoch)
-    workers: int = 0  # decoding processes on each host; 0: one per core
+    workers: int = 0  # decoding processes on each host; 0: one per core, at most 32
     sampling: SamplingConfig = SamplingConfig(num_samples=4, max_new_tokens=768, top_p=0.95, top_k=50)
     rules: str = "paper"  # of the rewards: paper, released or hardened
     cut: Literal["score", "zero", "drop"] = "score"  # completions that reach max_new_tokens: what becomes of them
@@ -400,7 +400,7 @@ class GSPOConfig:
     importance_cap: float | None = None  # weigh by min(p_old / p_sampler, cap); needs old_logp="recompute"
     max_bad_fraction: float = 0.01  # share of prompts whose media may be unreadable before the run stops
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # weights stay float32 in the state
-    remat: bool = True  # keep only the residual stream between layers for the backward pass
+    remat: Remat = "layers"  # what the forward pass keeps for the backward pass; the rest is computed again
     optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", weight_decay=0.01)
     video: VideoConfig = VideoConfig()
     run: RunConfig = RunConfig()

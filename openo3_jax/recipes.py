@@ -22,7 +22,7 @@ def sft_tiny() -> SFTConfig:
         steps=300,
         max_row_tokens=1024,
         compute_dtype="float32",
-        remat=False,
+        remat="none",
         optimizer=OptimizerConfig(name="muon", learning_rate=4e-3, schedule="cosine", warmup_steps=10, clip_norm=1.0),
         video=VideoConfig(min_pixels=16 * 28 * 28, max_pixels=16 * 28 * 28),
     )
@@ -35,7 +35,7 @@ def demo() -> SFTConfig:
         batch_size=8,
         max_row_tokens=640,
         compute_dtype="float32",
-        remat=False,
+        remat="none",
         optimizer=OptimizerConfig(name="muon", learning_rate=6e-3, schedule="cosine", warmup_steps=10, clip_norm=1.0),
         video=VideoConfig(max_frames=8, min_pixels=12 * 28 * 28, max_pixels=12 * 28 * 28),
     )
@@ -75,7 +75,7 @@ def gspo_tiny() -> GSPOConfig:
         batch_size=8,
         sampling=SamplingConfig(num_samples=8, max_new_tokens=192),
         compute_dtype="float32",
-        remat=False,
+        remat="none",
         max_bad_fraction=0.0,
         optimizer=OptimizerConfig(learning_rate=3e-4, schedule="cosine", clip_norm=1.0),
         video=VideoConfig(min_pixels=16 * 28 * 28, max_pixels=16 * 28 * 28),

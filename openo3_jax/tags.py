@@ -8,7 +8,7 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterator, Sequence
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from openo3_jax.errors import InputError
 
@@ -20,6 +20,11 @@ _JSON = json.JSONDecoder()
 # Linear: what they repeat holds no "<", so an attempt ends before the next one begins.
 _PLAIN_TIME = re.compile(r"<t>([\d.]++)</t>s")
 _SPAN = re.compile(r"<t>(\d++(?:\.\d*+)?)</t>s to <t>(\d++(?:\.\d*+)?)</t>s")
+# A span, else a time, else boxes, with a name before them or not.
+_BARE_MENTION = re.compile(
+    rf"(?P<span>{_SPAN.pattern})|(?P<time>{_PLAIN_TIME.pattern})"
+    r"|(?:<obj>(?P<name>[^<]*+)</obj>)?+(?P<boxes>(?:<box>[^<]*+</box>)++)"
+)
 _CLAIM_TO_BOX = "</obj><box>["
 _BOX_TO_TIME = "]</box>at<t>"
 
@@ -42,6 +47,29 @@ class Claim(NamedTuple):
     def parsed(self) -> bool:
         """The time is a number and every box is JSON."""
         return self.boxes is not None and self.time_s is not None
+
+
+class Mention(NamedTuple):
+    """A place of a text that points into the clip: a claim, or boxes, a time or a span outside of any claim.
+
+    `start`, `end`: its place in the text. `claim`: its place in `parse_claims` of the text, None if it is none.
+    `boxes`: as in a `Claim`, () where it has none. `times_s`: none, one, or start and end; None where it is no number.
+    """
+
+    start: int
+    end: int
+    claim: int | None
+    name: str
+    boxes: tuple[Box | None, ...] | None
+    times_s: tuple[float | None, ...]
+
+
+class Part(NamedTuple):
+    """`text[start:end]` of an assistant's turn; outside are the tags themselves and what stands beside them."""
+
+    kind: Literal["think", "answer", "outside"]
+    start: int
+    end: int
 
 
 class Span(NamedTuple):
@@ -249,6 +277,49 @@ def parse_claims(text: str) -> list[Claim]:
         claims.append(Claim(text[start + 5 : name_end], boxes, time_text, _to_float(time_text), start, end))
         start = text.find("<obj>", end)
     return claims
+
+
+def parse_mentions(text: str) -> list[Mention]:
+    """Everything in `text` that points into the clip, left to right, without overlap.
+
+    Example: `parse_mentions("at <t>5</t>s")` is `[Mention(3, 12, None, "", (), (5.0,))]`.
+    """
+    mentions, done = [], 0
+    for number, claim in enumerate(parse_claims(text)):
+        mentions += _bare_mentions(text, done, claim.start)
+        mentions.append(Mention(claim.start, claim.end, number, claim.name, claim.boxes, (claim.time_s,)))
+        done = claim.end
+    return [*mentions, *_bare_mentions(text, done, len(text))]
+
+
+def _bare_mentions(text: str, start: int, end: int) -> Iterator[Mention]:
+    for found in _BARE_MENTION.finditer(text, start, end):
+        boxes: tuple[Box | None, ...] | None = ()
+        times_s: tuple[float | None, ...] = ()
+        if found["span"] is not None:
+            times_s = tuple(parse_span(found["span"]) or ())
+        elif found["time"] is not None:
+            times_s = tuple(parse_times(found["time"]))
+        else:
+            boxes = tuple(parse_boxes(found["boxes"])) or None
+        yield Mention(found.start(), found.end(), None, found["name"] or "", boxes, times_s)
+
+
+def parts(text: str) -> list[Part]:
+    """The turn cut into its first think, its first answer and what is outside of them, in order, nothing left out."""
+    inner = []
+    for kind in (THINK, ANSWER):
+        start = text.find(f"<{kind}>") + len(kind) + 2
+        end = text.find(f"</{kind}>", start)
+        if start >= len(kind) + 2 and end >= 0:
+            inner.append(Part(kind, start, end))
+    found, done = [], 0
+    for part in sorted(inner, key=lambda part: part.start):
+        if part.start < done:  # an answer within think: shown there
+            continue
+        found += [Part("outside", done, part.start), part]
+        done = part.end
+    return [part for part in [*found, Part("outside", done, len(text))] if part.start < part.end]
 
 
 def box_from_json(value: object) -> Box | None:

@@ -20,6 +20,8 @@ Choice = Callable[[int, float, VideoConfig], Int[np.ndarray, " frames"]]  # numb
 
 # A container's average rate is believed when it agrees with its own time stamps to this share.
 _RATE_TOLERANCE = 0.01
+# Decoders that pass over a frame that no other refers to, and give the others unchanged.
+_SKIP_EXACTLY = ("h264", "hevc")
 # PyAV raises IndexError for a packet of a stream that a transport stream introduces half way.
 _DEMUX_ERRORS = (av.error.FFmpegError, IndexError)
 
@@ -278,7 +280,7 @@ def _run(
     try:
         if start is not None:
             container.seek(start, stream=stream)
-        for frame in container.decode(stream):
+        for frame in _decoded(container, stream, targets):
             late = last is None and frame.pts is not None and frame.pts > targets[0]
             if late or frame.pts is None or (last is not None and frame.pts <= last):
                 break
@@ -293,6 +295,18 @@ def _run(
         return True
     frames.drop_after(before)
     return False
+
+
+def _decoded(
+    container: av.container.InputContainer, stream: av.VideoStream, targets: Sequence[int]
+) -> Iterator[av.VideoFrame]:
+    """Frames as they are shown, without those that are neither targets nor needed to decode others."""
+    can_skip = stream.codec_context.name in _SKIP_EXACTLY
+    for packet in container.demux(stream):
+        if can_skip:
+            is_wanted = packet.pts is None or packet.pts in targets
+            stream.codec_context.skip_frame = "DEFAULT" if is_wanted else "NONREF"
+        yield from packet.decode()
 
 
 # ---- PyAV, in order ----

@@ -3,11 +3,12 @@
 Runs inside decode workers, so nothing here may import jax.
 """
 
+import functools
 import math
 import os
 import struct
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from typing import Literal, NamedTuple, TypeVar
 
 import numpy as np
@@ -218,21 +219,31 @@ def resize_frames(
         np.matmul(weights, source, out=rows[:, out])
     rows = rows.reshape(num_frames * height, old_width * 3)
     resized = np.empty((num_frames * height, width * 3), np.float32)
-    for out, band, weights in _bands(old_width, width):
-        # Channels are interleaved: expanding the weights costs less than transposing the pixels twice.
-        per_channel = np.kron(weights.T, np.eye(3, dtype=np.float32))
+    for out, band, per_channel in _column_bands(old_width, width):
         resized[:, 3 * out.start : 3 * out.stop] = rows[:, 3 * band.start : 3 * band.stop] @ per_channel
     np.clip(np.rint(resized, out=resized), 0, 255, out=resized)
     return resized.astype(np.uint8).reshape(num_frames, height, width, 3)
 
 
-def _bands(size: int, new_size: int, block: int = 16) -> Iterator[tuple[slice, slice, np.ndarray]]:
+Bands = tuple[tuple[slice, slice, np.ndarray], ...]
+
+
+@functools.lru_cache(maxsize=16)  # every frame of a clip asks for the same
+def _bands(size: int, new_size: int, block: int = 16) -> Bands:
     """(output slice, input slice, weights float32 [output, input]) for each block of outputs of a side."""
     weights, first, last = _bicubic_weights(size, new_size)
-    for start in range(0, new_size, block):
-        stop = min(start + block, new_size)
-        band = slice(int(first[start]), int(last[stop - 1]))
-        yield slice(start, stop), band, weights[start:stop, band]
+    starts = range(0, new_size, block)
+    ends = [min(start + block, new_size) for start in starts]
+    bands = [slice(int(first[start]), int(last[stop - 1])) for start, stop in zip(starts, ends, strict=True)]
+    slices = [slice(start, stop) for start, stop in zip(starts, ends, strict=True)]
+    return tuple((out, band, weights[out, band]) for out, band in zip(slices, bands, strict=True))
+
+
+@functools.lru_cache(maxsize=16)
+def _column_bands(size: int, new_size: int) -> Bands:
+    """`_bands` for interleaved channels: expanding the weights costs less than transposing the pixels twice."""
+    eye = np.eye(3, dtype=np.float32)
+    return tuple((out, band, np.kron(weights.T, eye)) for out, band, weights in _bands(size, new_size))
 
 
 def _bicubic_weights(size: int, new_size: int) -> tuple[Float[np.ndarray, "new_size size"], np.ndarray, np.ndarray]:

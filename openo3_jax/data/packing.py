@@ -72,35 +72,6 @@ class Bucket:
         return self.patches // MERGE_UNIT
 
 
-def pack_rows(samples: Sequence[types.Sample], max_seq: int) -> list[list[int]]:
-    """Indices of `samples`, row by row, so that each row has at most `max_seq` tokens; every sample once.
-
-    First fit decreasing: the longest sample first, each into the first row with room; equal lengths in their
-    order. Within a row indices ascend. The result depends on the lengths alone.
-
-    Example: lengths 5, 3, 4, 2 with max_seq 7 -> [[0, 3], [1, 2]].
-
-    Raises: InputError for a sample longer than `max_seq`; nothing is cut off.
-    """
-    lengths = [len(sample.tokens) for sample in samples]
-    rows: list[list[int]] = []
-    room: list[int] = []
-    for index in sorted(range(len(samples)), key=lambda i: (-lengths[i], i)):
-        length = lengths[index]
-        if length > max_seq:
-            raise InputError(
-                f"sample {index}: {length} tokens, {length - max_seq} more than max_seq={max_seq}; raise max_seq, "
-                "or take fewer frames or pixels"
-            )
-        row = next((r for r, free in enumerate(room) if free >= length), len(rows))
-        if row == len(rows):
-            rows.append([])
-            room.append(max_seq)
-        rows[row].append(index)
-        room[row] -= length
-    return [sorted(row) for row in rows]
-
-
 def bucket_for(
     samples_per_row: Sequence[Row],
     vision: config_lib.VisionConfig,

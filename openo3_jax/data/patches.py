@@ -38,35 +38,34 @@ def to_patches(
     patch_size: int = 14,
     temporal_patch_size: int = 2,
     merge_size: int = 2,
+    out: Float[np.ndarray, "patches patch_dim"] | None = None,
 ) -> tuple[Float[np.ndarray, "patches patch_dim"], types.VisionGrid]:
     """(pixels / 255 - mean) / std per channel, in float32, cut into patches; and their grid.
 
     The last frame is repeated until the frames fill whole temporal patches. Patches run over time, then over
     units of merge_size x merge_size patches row by row, then over the patches of a unit; the values of a patch
-    run over channel, frame, row, column.
+    run over channel, frame, row, column. They are written into `out`, if given.
 
     Raises: InputError when a side is not a multiple of patch_size * merge_size px.
     Source: transformers 5.23 models/qwen2_vl/image_processing_pil_qwen2_vl.py (`patchify`).
     """
     frames, height, width, _ = pixels.shape
+    unit_px = patch_size * merge_size
     grid = grid_of(pixels, patch_size=patch_size, temporal_patch_size=temporal_patch_size, merge_size=merge_size)
-    # One float per value a byte can have: bit-equal to the arithmetic, and cheaper than doing it per pixel.
+    # Cut as bytes, a quarter of the memory; then one float per value a byte can have: bit-equal to the arithmetic.
+    split = pixels.reshape(
+        frames, height // unit_px, merge_size, patch_size, width // unit_px, merge_size, patch_size, 3
+    ).transpose(0, 1, 4, 2, 5, 7, 3, 6)
+    cut = np.ascontiguousarray(split).reshape(frames, -1, 3, patch_size**2)
     values = (np.arange(256) * (1 / 255)).astype(np.float32)
     table = (values - np.float32(mean)[:, None]) / np.float32(std)[:, None]
-    planes = np.empty((frames, 3, height, width), np.float32)
+    if out is None:
+        out = np.empty((grid.num_patches, 3 * temporal_patch_size * patch_size**2), np.float32)
+    patches = out.reshape(grid.frames, cut.shape[1], 3, temporal_patch_size, patch_size**2)
     for channel in range(3):
-        np.take(table[channel], pixels[..., channel], out=planes[:, channel], mode="clip")
-    missing = -frames % temporal_patch_size
-    planes = np.concatenate([planes, np.repeat(planes[-1:], missing, axis=0)])
-    split = planes.reshape(
-        grid.frames,
-        temporal_patch_size,
-        3,
-        grid.height // merge_size,
-        merge_size,
-        patch_size,
-        grid.width // merge_size,
-        merge_size,
-        patch_size,
-    )
-    return split.transpose(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(grid.num_patches, -1), grid
+        floats = np.take(table[channel], cut[:, :, channel], mode="clip")
+        for place in range(temporal_patch_size):
+            shown = floats[place::temporal_patch_size]
+            patches[: len(shown), :, channel, place] = shown
+            patches[len(shown) :, :, channel, place] = floats[-1]
+    return out, grid

@@ -1,30 +1,16 @@
-"""Records -> batches of stage one, read ahead; and which records a step sees, a pure function of (seed, step)."""
+"""Records -> batches of stage one, read ahead: a batch is a pure function of data, seed and step."""
 
 import dataclasses
 import functools
 import os
 from collections.abc import Sequence
 
-import numpy as np
-from jaxtyping import Int64
-
 from openo3_jax import tasks
 from openo3_jax.config import SFTConfig
-from openo3_jax.data import annotations, loader, packing, plan, prompts, samples, tokens
+from openo3_jax.data import annotations, loader, packing, plan, prompts, samples, tokens, workers
 from openo3_jax.data.bad_records import BadRecords
 from openo3_jax.errors import InputError
 from openo3_jax.types import Batch
-
-
-def records_of_step(num_records: int, batch_size: int, seed: int, step: int) -> Int64[np.ndarray, " batch"]:
-    """Indices of the records of step `step` (from 0): epochs of shuffled records, one after the other.
-
-    Example: with 3 records and batches of 2, steps 0, 1, 2 see two whole epochs, each record twice.
-    """
-    places = np.arange(step * batch_size, (step + 1) * batch_size)
-    epochs, within = places // num_records, places % num_records
-    order = {epoch: np.random.default_rng([seed, epoch]).permutation(num_records) for epoch in np.unique(epochs)}
-    return np.array([order[epoch][i] for epoch, i in zip(epochs, within, strict=True)], np.int64)
 
 
 class Samples(samples.Samples):
@@ -50,7 +36,7 @@ class Samples(samples.Samples):
             BadRecords(records, config.max_bad_fraction, bad_file),
             config=config.video,
             loss_on=config.loss_on,
-            num_workers=config.workers or os.cpu_count() or 1,
+            num_workers=workers.count(config.workers),
         )
         self.weights = plan.record_weights(records, config.weights)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from openo3_jax.config import GSPOConfig
-from openo3_jax.data import annotations, loader, plan, prompts, samples, tokens
+from openo3_jax.data import annotations, loader, plan, prompts, samples, tokens, workers
 from openo3_jax.data.bad_records import BadRecords
 from openo3_jax.types import Sample
 
@@ -56,7 +56,7 @@ class Prompts:
             BadRecords(records, max_fraction=1.0),  # reported, for the trainer to judge
             config=config.video,
             loss_on="assistant",
-            num_workers=config.workers or os.cpu_count() or 1,
+            num_workers=workers.count(config.workers),
         )
         rules = loader.Rules(config.seed, config.steps, config.batch_size, rows_multiple=1, max_row_tokens=0)
         weights = plan.record_weights(records, config.weights)

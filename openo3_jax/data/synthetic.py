@@ -1,9 +1,8 @@
-"""A seed -> clips of one coloured shape that appears, moves and vanishes, with exact times and boxes, as STGR data.
+"""A seed -> clips of moving shapes (world.py) and questions about them with exact times and boxes, as STGR data.
 
 Videos are H.264 mp4, key frames and pictures JPEG, records and directories those of the released files.
 """
 
-import dataclasses
 import io
 import json
 import os
@@ -12,22 +11,13 @@ from typing import Any
 
 import av
 import numpy as np
-from jaxtyping import Float64, UInt8
+from jaxtyping import UInt8
 from PIL import Image
 
 from openo3_jax import tags, tasks
-from openo3_jax.data import annotations
+from openo3_jax.data import annotations, world
+from openo3_jax.data.world import Scene, Track, WorldConfig
 from openo3_jax.errors import InputError
-
-COLORS = {
-    "red": (225, 30, 40),
-    "green": (30, 170, 60),
-    "blue": (40, 70, 230),
-    "yellow": (245, 215, 40),
-    "white": (250, 250, 250),
-    "black": (10, 10, 10),
-}
-SHAPES = ("square", "circle", "triangle")
 
 # Stage and task -> source and directory under videos/, so that the paths are found as the released ones are.
 _PLACES: dict[tuple[tasks.Stage, str], tuple[str, str]] = {
@@ -46,27 +36,6 @@ _PLACES: dict[tuple[tasks.Stage, str], tuple[str, str]] = {
 _KEY_FRAMES = "stgr/temporal_grounding/kfs"
 
 
-@dataclasses.dataclass(frozen=True)
-class Track:
-    """What a clip shows, exactly; frame i is presented at `times_s[i]`.
-
-    `boxes_frac`: xyxy as fractions of the frame, tight around the shape; NaN while it is not there.
-    `visible_s`: from when on it is there, and when it is gone, in seconds.
-    """
-
-    color: str
-    shape: str
-    ground: str  # color of the background
-    direction: str  # "left" or "right"
-    times_s: Float64[np.ndarray, " frames"]
-    boxes_frac: Float64[np.ndarray, "frames 4"]
-    visible_s: tuple[float, float]
-
-    @property
-    def name(self) -> str:
-        return f"{self.color} {self.shape}"
-
-
 def render_clip(
     path: str | os.PathLike,
     *,
@@ -76,62 +45,13 @@ def render_clip(
     height: int = 112,
     width: int = 140,
 ) -> Track:
-    """Write an mp4 of height x width px, `num_frames` frames at `fps` per second; equal arguments, equal pixels.
+    """Write an mp4 of height x width px, `num_frames` at `fps` per second, of one object; equal arguments, equal files.
 
-    The shape crosses the frame to the left or right and is there for at least half of the clip.
-
-    Raises: InputError for odd sides or sides below 32 px, fewer than 8 frames, or an av without libx264.
+    Raises: InputError as `WorldConfig` does, and for an av without libx264.
     """
-    track, frames = _draw(seed, num_frames, fps, height, width)
-    pathlib.Path(path).write_bytes(_encode(frames, fps))
-    return track
-
-
-def _draw(
-    seed: int, num_frames: int, fps: int, height: int, width: int
-) -> tuple[Track, UInt8[np.ndarray, "frames height width 3"]]:
-    if height % 2 or width % 2 or min(height, width) < 32 or num_frames < 8 or fps < 1:
-        raise InputError(
-            f"clip: num_frames={num_frames}, fps={fps}, height={height}, width={width}; expected at least "
-            "8 frames, 1 fps and even sides of at least 32 px"
-        )
-    rng = np.random.default_rng(seed)
-    color, ground = rng.choice(sorted(COLORS), 2, replace=False).tolist()
-    shape, direction = str(rng.choice(SHAPES)), str(rng.choice(["left", "right"]))
-    side_px = int(rng.integers(min(height, width) // 4, min(height, width) // 2))
-    first = int(rng.integers(0, num_frames // 4 + 1))
-    gone = int(rng.integers(num_frames * 3 // 4, num_frames + 1))
-    room_x, room_y = width - side_px, height - side_px
-    x = [rng.integers(0, room_x // 3 + 1), rng.integers(room_x * 2 // 3, room_x + 1)]
-    y = rng.integers(0, room_y + 1, 2)
-    along = np.linspace(0.0, 1.0, num_frames)
-    path_x = np.interp(along, [0, 1], x if direction == "right" else x[::-1])
-    corners_px = np.rint(np.stack([path_x, np.interp(along, [0, 1], y)], axis=1)).astype(int)
-
-    background = np.full((height, width, 3), COLORS[ground], np.float64)
-    if rng.random() < 0.5:
-        background *= np.linspace(0.6, 1.0, width)[None, :, None]
-    frames = np.repeat(background.astype(np.uint8)[None], num_frames, axis=0)
-    mask = _shape_mask(shape, side_px)
-    for i in range(first, gone):
-        left, top = corners_px[i]
-        frames[i, top : top + side_px, left : left + side_px][mask] = COLORS[color]
-
-    boxes_frac = np.hstack([corners_px, corners_px + side_px]) / [width, height, width, height]
-    boxes_frac[:first] = boxes_frac[gone:] = np.nan
-    times_s = np.arange(num_frames) / fps
-    return Track(color, shape, ground, direction, times_s, boxes_frac, (first / fps, gone / fps)), frames
-
-
-def _shape_mask(shape: str, side_px: int) -> np.ndarray:
-    """True inside the shape, which touches all four sides of its square box."""
-    y, x = np.mgrid[:side_px, :side_px] + 0.5
-    half = side_px / 2
-    if shape == "circle":
-        return (x - half) ** 2 + (y - half) ** 2 <= half**2
-    if shape == "triangle":
-        return np.abs(x - half) <= (y + 0.5) / 2
-    return np.ones((side_px, side_px), bool)
+    scene = world.make_scene(seed, WorldConfig(num_frames=num_frames, fps=fps, height=height, width=width))
+    pathlib.Path(path).write_bytes(_encode(scene.frames, fps))
+    return scene.tracks[0]
 
 
 def _encode(frames: UInt8[np.ndarray, "frames height width 3"], fps: int) -> bytes:
@@ -151,115 +71,140 @@ def _encode(frames: UInt8[np.ndarray, "frames height width 3"], fps: int) -> byt
 # ---- records ----
 
 
-def write_dataset(
-    root: str | os.PathLike,
-    *,
-    num_train: int,
-    seed: int,
-    num_frames: int = 40,
-    fps: int = 10,
-    height: int = 112,
-    width: int = 140,
-) -> None:
+def write_dataset(root: str | os.PathLike, *, num_train: int, seed: int, config: WorldConfig | None = None) -> None:
     """Write `num_train` records for each stage under `root` in the released layout, with their media.
 
-    The tasks of a stage take turns; record i of both stages shows clip i. Times in the texts are exact where
-    1 / fps is a multiple of 0.1 s. Equal arguments give equal records and pixels.
+    The tasks of a stage take turns; record i of both stages shows clip i and asks about one of its objects. Times in
+    the texts are exact where 1 / fps is a multiple of 0.1 s. Equal arguments give equal records and pixels.
 
     Raises: InputError for `num_train` below 1, and as `render_clip` does.
     """
     if num_train < 1:
         raise InputError(f"num_train={num_train}; expected at least 1 record")
+    config = config or WorldConfig()
     videos = pathlib.Path(root, "videos")
     records: dict[tasks.Stage, list[dict[str, Any]]] = {"sft": [], "rl": []}
     for i in range(num_train):
-        rng = np.random.default_rng([seed, i])
-        track, frames = _draw(int(rng.integers(2**32)), num_frames, fps, height, width)
-        clip, colors = _encode(frames, fps), rng.permutation(sorted(COLORS)).tolist()
+        draw = np.random.default_rng([seed, i])
+        scene = world.make_scene(int(draw.integers(2**32)), config)
+        clip = _encode(scene.frames, config.fps)
+        order = draw.permutation(len(scene.tracks))
         for stage, done in records.items():
             task = tasks.STAGE_TASKS[stage][i % len(tasks.STAGE_TASKS[stage])]
             source, directory = _PLACES[stage, task]
-            record = {"id": f"{stage}-{i}", "task": task, "source": source}
-            record |= _question(task, stage, track, colors, (width, height))
+            asked = _Asked(scene, int(order[0]), stage, np.random.default_rng([seed, i]), (config.width, config.height))
+            record = {"id": f"{stage}-{i}", "task": task, "source": source, "num_objects": len(scene.tracks)}
+            record |= asked.record(task)
             if task == tasks.VISUAL:
-                record |= {"image_path": f"{i}.jpg", "image_size": [width, height]}
-                _save_picture(videos / directory / record["image_path"], frames[_visible(track)[0]])
+                record |= {"image_path": f"{i}.jpg", "image_size": [config.width, config.height]}
+                _save_picture(videos / directory / record["image_path"], scene.frames[asked.shown[0]])
             else:
                 record["video_path"] = f"{i}.mp4"
                 _save(videos / directory / record["video_path"], clip)
             if task == tasks.TEMPORAL_SPATIAL:
-                record |= _key_frames(track, i)
-                for key, number in zip(record["key_frames"], _visible(track), strict=True):
-                    _save_picture(videos / _KEY_FRAMES / key["path"], frames[number])
+                record |= asked.key_frames(i)
+                for key, number in zip(record["key_frames"], asked.shown, strict=True):
+                    _save_picture(videos / _KEY_FRAMES / key["path"], scene.frames[number])
             done.append(record)
     for stage, name in annotations.STAGE_FILES.items():
         text = json.dumps(records[stage], indent=1) + "\n"
         _save(pathlib.Path(root, "json_data", name), text.encode())
 
 
-def _visible(track: Track) -> list[int]:
-    """Two frames that show the shape: a quarter and three quarters into its presence."""
-    there = np.flatnonzero(~np.isnan(track.boxes_frac[:, 0]))
-    return [int(there[len(there) // 4]), int(there[len(there) * 3 // 4])]
+class _Asked:
+    """Questions about one object of a scene, with their answers in the form of a stage."""
+
+    def __init__(
+        self, scene: Scene, number: int, stage: tasks.Stage, draw: np.random.Generator, size_wh: tuple[int, int]
+    ):
+        self.scene = scene
+        self.track = scene.tracks[number]
+        self.stage = stage
+        self.draw = draw
+        self.size_wh = size_wh
+
+    @property
+    def shown(self) -> list[int]:
+        """Two frames that show the object: a quarter and three quarters into its presence."""
+        there = np.flatnonzero(~np.isnan(self.track.boxes_frac[:, 0]))
+        return [int(there[len(there) // 4]), int(there[len(there) * 3 // 4])]
+
+    def key_frames(self, clip_number: int) -> dict[str, Any]:
+        key_frames, key_items = [], {}
+        for idx, i in enumerate(self.shown):
+            time_s = round(float(self.track.times_s[i]), 3)
+            key_frames.append({"idx": idx, "time": time_s, "path": f"{clip_number}_{time_s}.jpg"})
+            key_items[str(idx)] = {self.track.name: [self.track.boxes_frac[i].round(4).tolist()]}
+        return {"key_frames": key_frames, "key_items": key_items}
+
+    def record(self, task: str) -> dict[str, str]:
+        """Question and answer, and in SFT the reasoning with its evidence.
+
+        Boxes are fractions for temporal-spatial QA and px for visual QA, as released; the general tasks cite times
+        only, since nothing turns their boxes into px of the frames shown.
+        """
+        track = self.track
+        early, late = (
+            tags.render_claim(track.name, track.boxes_frac[i].tolist(), track.times_s[i]) for i in self.shown
+        )
+        early_s, late_s = (tags.render_time(track.times_s[i]) for i in self.shown)
+        box_px = np.rint(track.boxes_frac[self.shown[0]] * [*self.size_wh, *self.size_wh])
+        place = f"<obj>{track.name}</obj>{tags.render_box(box_px.tolist())}"
+        start_s, end_s = track.visible_s
+        seconds = str([start_s, end_s])
+        presence = f"It appears at {tags.render_time(start_s)} and is gone at {tags.render_time(end_s)}."
+        letter, what_color = self._options()
+        question, answer, reasoning = {
+            tasks.TEMPORAL_SPATIAL: (
+                self._which(),
+                f"A {track.name}",
+                f"I see {early}, later {late}, on a {track.ground} background.",
+            ),
+            tasks.VISUAL: (
+                f"Where is the {track.name}?",
+                place,
+                f"On the {track.ground} background I see {place}.",
+            ),
+            tasks.TEMPORAL: (
+                f"When is the {track.name} visible?",
+                tags.render_span(start_s, end_s) if self.stage == "sft" else seconds,
+                presence,
+            ),
+            tasks.TEMPORAL_MCQ: (what_color, f"{letter}\n{seconds}", presence),
+            tasks.GENERAL_MCQ: (what_color, letter, f"At {early_s} I see a {track.name}: {letter}."),
+            tasks.GENERAL_FREE_FORM: (
+                f"Which way does the {track.shape} move?",
+                f"To the {track.direction}" if track.direction != "nowhere" else "Nowhere",
+                f"From {early_s} to {late_s} it moves {_way(track.direction)}.",
+            ),
+        }[task]
+        return {"question": question, "answer": answer} | (
+            {"reasoning_process": reasoning} if self.stage == "sft" else {}
+        )
+
+    def _which(self) -> str:
+        """A question whose answer is the object's name, and that no other object of the scene answers."""
+        track = self.track
+        starts = sorted(other.visible_s[0] for other in self.scene.tracks)
+        if len(starts) == 1:
+            return f"Which object is shown on the {track.ground} background?"
+        if starts[0] == track.visible_s[0] < starts[1]:
+            return "Which object appears first?"
+        if starts[-1] == track.visible_s[0] > starts[-2]:
+            return "Which object appears last?"
+        return f"Which {track.shape} is shown on the {track.ground} background?"
+
+    def _options(self) -> tuple[str, str]:
+        """The right letter, and the question with its four options in random order."""
+        others = self.draw.permutation([color for color in world.COLORS if color != self.track.color])[:3].tolist()
+        place = int(self.draw.integers(4))
+        options = [*others[:place], self.track.color, *others[place:]]
+        listed = "".join(f"\n{key}. {color}" for key, color in zip("ABCD", options, strict=True))
+        return "ABCD"[place], f"What color is the {self.track.shape}?{listed}"
 
 
-def _key_frames(track: Track, clip_number: int) -> dict[str, Any]:
-    key_frames, key_items = [], {}
-    for idx, i in enumerate(_visible(track)):
-        time_s = round(float(track.times_s[i]), 3)
-        key_frames.append({"idx": idx, "time": time_s, "path": f"{clip_number}_{time_s}.jpg"})
-        key_items[str(idx)] = {track.name: [track.boxes_frac[i].round(4).tolist()]}
-    return {"key_frames": key_frames, "key_items": key_items}
-
-
-def _question(
-    task: str, stage: tasks.Stage, track: Track, colors: list[str], size_wh: tuple[int, int]
-) -> dict[str, str]:
-    """Question and answer in the form of the stage, and in SFT the reasoning with its evidence.
-
-    Boxes are fractions for temporal-spatial QA and px for visual QA, as released; the general tasks cite times
-    only, since nothing turns their boxes into px of the frames shown.
-    """
-    first, second = _visible(track)
-    early, late = (
-        tags.render_claim(track.name, track.boxes_frac[i].tolist(), track.times_s[i]) for i in (first, second)
-    )
-    early_s, late_s = (tags.render_time(track.times_s[i]) for i in (first, second))
-    box_px = np.rint(track.boxes_frac[first] * [*size_wh, *size_wh])
-    place = f"<obj>{track.name}</obj>{tags.render_box(box_px.tolist())}"
-    start_s, end_s = track.visible_s
-    seconds = str([start_s, end_s])
-    presence = f"It appears at {tags.render_time(start_s)} and is gone at {tags.render_time(end_s)}."
-    options = [color for color in colors if color != track.color][:3]
-    options.insert(colors.index(track.color) % 4, track.color)
-    letter = "ABCD"[options.index(track.color)]
-    listed = "".join(f"\n{key}. {color}" for key, color in zip("ABCD", options, strict=True))
-    what_color = f"What color is the {track.shape}?{listed}"
-    question, answer, reasoning = {
-        tasks.TEMPORAL_SPATIAL: (
-            f"Which object moves over the {track.ground} background?",
-            f"A {track.name}",
-            f"I see {early}, later {late}, on a {track.ground} background.",
-        ),
-        tasks.VISUAL: (
-            f"Where is the {track.name}?",
-            place,
-            f"On the {track.ground} background I see {place}.",
-        ),
-        tasks.TEMPORAL: (
-            f"When is the {track.name} visible?",
-            tags.render_span(start_s, end_s) if stage == "sft" else seconds,
-            presence,
-        ),
-        tasks.TEMPORAL_MCQ: (what_color, f"{letter}\n{seconds}", presence),
-        tasks.GENERAL_MCQ: (what_color, letter, f"At {early_s} I see a {track.name}: {letter}."),
-        tasks.GENERAL_FREE_FORM: (
-            f"Which way does the {track.shape} move?",
-            f"To the {track.direction}",
-            f"From {early_s} to {late_s} it moves to the {track.direction}.",
-        ),
-    }[task]
-    return {"question": question, "answer": answer} | ({"reasoning_process": reasoning} if stage == "sft" else {})
+def _way(direction: str) -> str:
+    return direction if direction == "nowhere" else f"to the {direction}"
 
 
 def _save(path: pathlib.Path, content: bytes) -> None:

@@ -111,7 +111,7 @@ class Processor:
             positions=positions.mrope_positions(tokens, grids, seconds, self.config),
             loss_mask=np.repeat(loss_mask & ~is_visual, counts),
             is_visual=np.repeat(is_visual, counts),
-            patches=self._hollow_patches(grids) if hollow else self._patches(pictures),
+            patches=self._hollow_patches(grids) if hollow else self._patches(pictures, grids),
             grids=grids,
         )
 
@@ -142,10 +142,17 @@ class Processor:
             "merge_size": settings.merge_size,
         }
 
-    def _patches(self, pictures: Sequence[types.Picture]) -> Float[np.ndarray, "patches patch_dim"]:
+    def _patches(
+        self, pictures: Sequence[types.Picture], grids: Sequence[types.VisionGrid]
+    ) -> Float[np.ndarray, "patches patch_dim"]:
         mean, std = self.image_settings.mean, self.image_settings.std
-        cut = [patches_lib.to_patches(picture.pixels, mean=mean, std=std, **self._cut)[0] for picture in pictures]
-        return np.concatenate([np.zeros((0, self.config.vision.patch_dim), np.float32), *cut])
+        patches = np.empty((sum(grid.num_patches for grid in grids), self.config.vision.patch_dim), np.float32)
+        start = 0
+        for picture, grid in zip(pictures, grids, strict=True):
+            part = patches[start : start + grid.num_patches]
+            patches_lib.to_patches(picture.pixels, mean=mean, std=std, **self._cut, out=part)
+            start += grid.num_patches
+        return patches
 
     def _hollow_patches(self, grids: Sequence[types.VisionGrid]) -> Float[np.ndarray, "patches patch_dim"]:
         num = sum(grid.num_patches for grid in grids)

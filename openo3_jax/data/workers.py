@@ -1,15 +1,29 @@
 """A few decoding processes shared by many threads; each serves one caller at a time and can be killed."""
 
 import contextlib
+import os
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from concurrent import futures
 from typing import TypeVar
 
 from openo3_jax.data import video
+from openo3_jax.errors import InputError
+
+MOST = 32  # decoders, unless more are asked for: enough for one host of accelerators
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
+
+
+def count(asked: int) -> int:
+    """How many decoders to use where `asked` are wanted; 0: one per core, at most `MOST`.
+
+    Raises: InputError for a number below 0.
+    """
+    if asked < 0:
+        raise InputError(f"{asked} decoders; expected 0, for one per core, or more")
+    return asked or min(os.cpu_count() or 1, MOST)
 
 
 class Decoders:

@@ -23,6 +23,7 @@ from openo3_jax.evals import (
 )
 from openo3_jax.evals.config import EvalConfig
 
+PAPER = (published.OURS, published.BASE)  # whose numbers stand beside ours
 Answerers = Callable[[SamplingConfig], contextlib.AbstractContextManager[predict.Answerer]]
 
 
@@ -138,27 +139,38 @@ def _render(
     groups: Mapping[str, Mapping[str, Mapping[str, float | int]]],
     model: str,
 ) -> str:
-    beside = (published.OURS, published.BASE)
-    rows = []
-    for name, value in values.items():
-        known = benchmark.published(name)
-        paper = [scores.show(known.get(other)) for other in beside]
-        rows.append([name, scores.show(value.value), scores.show_interval(value), str(value.n), *paper])
+    rows = [
+        [name, scores.show(value.value), scores.show_interval(value), str(value.n), *_paper(benchmark, name)]
+        for name, value in values.items()
+    ]
     title = f"{benchmark.name}: {model or 'model'}, {len(found.ids)} items, {store.project_commit()}"
-    header = ["measure", "value", "95 % interval", "n", *(f"paper: {name}" for name in beside)]
-    text = scores.render(title, header, rows, found.notes)
+    text = scores.render(title, *_beside(["measure", "value", "95 % interval", "n"], rows), found.notes)
     for dimension, table in groups.items():
         names = [measure.name for measure in benchmark.group_measures]
-        rows = []
-        for group, row in table.items():
-            known = benchmark.published(f"{dimension}: {group}")
-            paper = [scores.show(known.get(other)) for other in beside]
-            rows.append([group, str(row["n"]), *(scores.show(row[name]) for name in names), *paper])
-        has_paper = any(cell != "-" for row in rows for cell in row[-2:])
-        header = [dimension, "n", *names, *(f"paper: {name}" for name in beside)]
-        rows, header = (rows, header) if has_paper else ([row[:-2] for row in rows], header[:-2])
-        text += scores.render(f"\nby {dimension}", header, rows)
+        rows = [
+            [
+                group,
+                str(row["n"]),
+                *(scores.show(row[name]) for name in names),
+                *_paper(benchmark, f"{dimension}: {group}"),
+            ]
+            for group, row in table.items()
+        ]
+        text += scores.render(f"\nby {dimension}", *_beside([dimension, "n", *names], rows))
     return text
+
+
+def _paper(benchmark: benchmarks.Benchmark, name: str) -> list[str]:
+    """The paper's numbers for its model and for the model that it started from."""
+    known = benchmark.published(name)
+    return [scores.show(known.get(model)) for model in PAPER]
+
+
+def _beside(header: list[str], rows: list[list[str]]) -> tuple[list[str], list[list[str]]]:
+    """Header and rows with the paper's columns, the last ones of each row, where they say something."""
+    if any(cell != "-" for row in rows for cell in row[-len(PAPER) :]):
+        return [*header, *(f"paper: {model}" for model in PAPER)], rows
+    return header, [row[: -len(PAPER)] for row in rows]
 
 
 def _render_joint(counts: Mapping[str, int]) -> str:

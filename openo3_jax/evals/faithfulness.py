@@ -124,7 +124,7 @@ def run(
     )
     values = {measure.name: scores.value_of(found, measure) for measure in MEASURES}
     rows = [
-        [name, f"{value.value:.2f}", f"{value.low:.2f} .. {value.high:.2f}", str(value.n)]
+        [name, scores.show(value.value, 2), scores.show_interval(value, 2), str(value.n)]
         for name, value in values.items()
     ]
     text = scores.render("\nevidence hidden", ["measure", "value", "95 % interval", "n"], rows, notes)

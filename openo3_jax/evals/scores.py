@@ -148,7 +148,7 @@ def by_group(scores: Scores, measures: Sequence[Measure]) -> dict[str, dict[str,
 
 def render(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], notes: Sequence[str] = ()) -> str:
     """A plain text table: the first column to the left, numbers to the right, notes below."""
-    lines = rich_table.Table(title=title, title_justify="left", box=box.SIMPLE)
+    lines = rich_table.Table(box=box.SIMPLE)
     for i, name in enumerate(header):
         lines.add_column(name, justify="right" if i else "left")
     for row in rows:
@@ -157,13 +157,13 @@ def render(title: str, header: Sequence[str], rows: Sequence[Sequence[str]], not
     with page.capture() as text:
         page.print(lines)
     plain = "\n".join(line.rstrip() for line in text.get().splitlines())
-    return "\n".join([plain, *(f"  {note}" for note in notes)]) + "\n"
+    return "\n".join([title, plain, *(f"  {note}" for note in notes)]) + "\n"
 
 
-def show(value: float | int | None) -> str:
-    """One decimal, "-" where there is no number."""
-    return "-" if value is None or not math.isfinite(value) else f"{value:.1f}"
+def show(value: float | int | None, decimals: int = 1) -> str:
+    """The number, "-" where there is none."""
+    return "-" if value is None or not math.isfinite(value) else f"{value:.{decimals}f}"
 
 
-def show_interval(found: metrics.Interval) -> str:
-    return f"{show(found.low)} .. {show(found.high)}"
+def show_interval(found: metrics.Interval, decimals: int = 1) -> str:
+    return f"{show(found.low, decimals)} .. {show(found.high, decimals)}"

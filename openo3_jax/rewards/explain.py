@@ -1,6 +1,7 @@
 """Why a completion scored what it did: every claim, time, span, box and option, in words."""
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -18,22 +19,42 @@ def _evidence(rows: Rows, rules: RuleNumbers) -> spatial.Evidence:
     return jax.vmap(lambda row: spatial.gather_evidence(row.prediction, row.truth, rules))(rows)
 
 
+def evidence(parsed: Parsed, rules: RewardRules) -> list[spatial.Evidence]:
+    """What became of each row's claims, numpy arrays in the order of the batch; entries beyond its claims are padding.
+
+    `box_iou` has a row for each box of think and a column for each true box, in the order of the record.
+    """
+    found: list[Any] = [None] * len(parsed.golds)
+    for bucket in parsed.buckets():
+        with score.double_precision():
+            arrays = jax.tree.map(np.asarray, _evidence(bucket.rows, rules.numbers()))
+        for row, place in enumerate(bucket.places):
+            found[place] = spatial.Evidence(*(field[row] for field in arrays))
+    return found
+
+
+def proximities(times_s: Sequence[float], parsed: Parsed, row: int, rules: RewardRules) -> list[float]:
+    """Of each cited time to the row's nearest key frame, in [0, 1], as `thk_temporal_point` counts it."""
+    frames_s = np.array(parsed.golds[row].truth.frame_times_s, np.float64)
+    distance_s = np.abs(np.array(times_s, np.float64)[:, None] - frames_s).min(1)
+    with score.double_precision():
+        sigma_s = temporal.sigma_s(parsed.progress[[row]], rules.numbers())
+        return np.asarray(temporal.proximity(distance_s, sigma_s)).tolist()
+
+
 def explain(parsed: Parsed, completions: Sequence[str], rules: RewardRules) -> list[list[str]]:
     """Lines for each completion, in the order of the batch; the numbers are those of the score."""
     lines: list[list[str]] = [[] for _ in completions]
-    for bucket in parsed.buckets():
-        with score.double_precision():
-            found = jax.tree.map(np.asarray, _evidence(bucket.rows, rules.numbers()))
-            sigmas = np.asarray(temporal.sigma_s(bucket.rows.progress, rules.numbers()))
-        for row, place in enumerate(bucket.places):
-            evidence = spatial.Evidence(*(field[row] for field in found))
-            prediction, gold = parsed.predictions[place], parsed.golds[place]
-            lines[place] = [
-                *_answer_lines(completions[place], prediction, gold),
-                *_claim_lines(completions[place], gold, evidence, rules),
-                *_time_lines(prediction, gold, float(sigmas[row]), rules),
-                *_format_lines(prediction),
-            ]
+    with score.double_precision():
+        sigmas = np.asarray(temporal.sigma_s(parsed.progress, rules.numbers()))
+    for place, found in enumerate(evidence(parsed, rules)):
+        prediction, gold = parsed.predictions[place], parsed.golds[place]
+        lines[place] = [
+            *_answer_lines(completions[place], prediction, gold),
+            *_claim_lines(completions[place], gold, found, rules),
+            *_time_lines(prediction, gold, float(sigmas[place]), rules),
+            *_format_lines(prediction),
+        ]
     return lines
 
 

@@ -9,6 +9,7 @@ from flax import nnx
 
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import GSPOConfig, SFTConfig
+from openo3_jax.models import attention
 from openo3_jax.train import losses, policy_loss
 from openo3_jax.train import optimizer as optimizer_lib
 from openo3_jax.train.state import TrainState
@@ -22,7 +23,10 @@ Config = SFTConfig | GSPOConfig
 def score_batch(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch, config: Config) -> losses.TargetScores:
     """Log-probability and entropy of every target, in nats, computed as the config says."""
     model = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(config.compute_dtype), params))
-    hidden, _ = model.hidden(batch, remat=config.remat)
+    group = None
+    if isinstance(config, GSPOConfig):  # bounds for kernels that want to plan their memory
+        group = attention.Group(config.sampling.num_samples, config.sampling.max_new_tokens)
+    hidden, _ = model.hidden(batch, remat=config.remat, group=group)
     return losses.target_scores(hidden, model.head, batch.target_slots, batch.targets, mesh=model.mesh)
 
 

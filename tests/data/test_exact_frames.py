@@ -1,12 +1,14 @@
 """The frame asked for is the frame returned, at its own time: codecs, containers, rates, rotations, by barcode."""
 
+import dataclasses
+
 import av
 import numpy as np
 import pytest
 
 from data import clips
 from openo3_jax.config import VideoConfig
-from openo3_jax.data import video
+from openo3_jax.data import decode, video
 
 FPS = 10
 EVERY = VideoConfig(min_pixels=3136, max_pixels=3136, fps=float(FPS), max_frames=64)  # all of up to 64 frames
@@ -87,3 +89,28 @@ def test_long_groups_of_pictures(tmp_path, decoder):
     for gop in (1, 250):
         clip = decoder.read(encode(tmp_path / f"{gop}.mp4", "h264", gop=gop), FEW)
         assert numbers(clip) == [0, 12, 24, 35, 47, 59]
+
+
+@pytest.mark.parametrize(("container", "codec"), CASES)
+def test_frames_are_found_by_time(container, codec, tmp_path):
+    """In order the clip would be decoded twice over; that is for damaged files."""
+    path = str(encode(tmp_path / f"a.{container}", codec))
+    index = decode._read_index(path, FEW, path)
+    found = decode._video_by_time(path, index, FEW, path)
+    assert found is not None and numbers(found) == [0, 12, 24, 35, 47, 59]
+
+
+def test_seeking_decodes_only_what_is_needed(tmp_path, monkeypatch):
+    path = str(encode(tmp_path / "a.mp4", "h264", gop=5))
+    decoded, whole = [], decode._decoded
+
+    def counted(*arguments):
+        for frame in whole(*arguments):
+            decoded.append(frame.pts)
+            yield frame
+
+    monkeypatch.setattr(decode, "_decoded", counted)
+    few = dataclasses.replace(FEW, max_frames=4)
+    assert numbers(decode.decode_clip(path, few, name=path)) == [0, 20, 39, 59]
+    # Groups of five frames: the wanted ones are the first of theirs or at most four frames after it.
+    assert len(decoded) <= 1 + 1 + 5 + 5

@@ -150,26 +150,6 @@ def test_invariants(seed):
         assert batch.targets[r, : len(at)].tolist() == wanted
 
 
-PACKINGS = {  # name: (lengths, max_seq, rows)
-    "docstring": ([5, 3, 4, 2], 7, [[0, 3], [1, 2]]),
-    "nothing": ([], 7, []),
-    "equal lengths in order": ([3, 3, 3], 6, [[0, 1], [2]]),
-    "first row with room": ([6, 5, 3, 1, 1], 8, [[0, 3, 4], [1, 2]]),
-    "exact fit": ([7, 7], 7, [[0], [1]]),
-}
-
-
-@pytest.mark.parametrize("name", PACKINGS)
-def test_pack_rows(name):
-    lengths, max_seq, expected = PACKINGS[name]
-    assert packing.pack_rows([text_sample(length) for length in lengths], max_seq) == expected
-
-
-def test_too_long_samples_are_refused():
-    with pytest.raises(InputError, match="sample 1: 9 tokens, 2 more than max_seq=7"):
-        packing.pack_rows([text_sample(3), text_sample(9)], 7)
-
-
 SIZES = {  # need: rounded up to steps of 128 and from 1024 on of an eighth of the next power of two
     1: 128,
     128: 128,
@@ -238,3 +218,42 @@ def test_union_holds_what_either_holds():
     b = packing.Bucket(rows=1, seq=256, patches=32, windows=16, frames={48: 4, 64: 2}, targets=32)
     expected = packing.Bucket(rows=2, seq=256, patches=64, windows=16, frames={48: 8, 64: 2}, targets=32)
     assert packing.union(a, b) == packing.union(b, a) == expected
+
+
+def test_a_size_keeps_the_place_of_a_sample():
+    """The second of three samples is missing: its tokens are padding, the others stand where they stood."""
+    samples = [make_sample([1, types.VisionGrid(1, 4, 6), 100 + i]) for i in range(3)]
+    size = packing.size_of(samples[1], "assistant", CONFIG.image_token_id)
+    bucket = packing.bucket_for([samples], CONFIG.vision)
+    assert bucket == packing.bucket_for([[samples[0], size, samples[2]]], CONFIG.vision)
+    whole = packing.make_batch([samples], bucket, CONFIG)
+    holed = packing.make_batch([[samples[0], size, samples[2]]], bucket, CONFIG)
+    length = size.tokens
+    gone = slice(length, 2 * length)
+    np.testing.assert_array_equal(holed.segments[0, gone], 0)
+    np.testing.assert_array_equal(holed.visual_tokens[0, gone], -1)
+    for part in (slice(0, length), slice(2 * length, None)):
+        for name in ("tokens", "segments", "visual_tokens"):
+            np.testing.assert_array_equal(getattr(holed, name)[0, part], getattr(whole, name)[0, part])
+        np.testing.assert_array_equal(holed.positions[0, :, part], whole.positions[0, :, part])
+    assert not holed.vision.patches[0, 24:48].any() and holed.vision.patches[0, 48:72].any()
+    np.testing.assert_array_equal(holed.vision.patches[0, 48:72], whole.vision.patches[0, 48:72])
+    np.testing.assert_array_equal(holed.vision.window_slots, whole.vision.window_slots)
+
+
+HOLDS = {  # name: (frames that are there, frames that are wanted, whether they fit)
+    "a larger place": ({64: 2}, {32: 2}, True),
+    "too few": ({64: 2}, {32: 3}, False),
+    "too small": ({32: 9}, {64: 1}, False),
+    "some of each": ({32: 1, 64: 1}, {32: 2}, True),
+    "the large ones are taken": ({32: 1, 64: 1}, {32: 1, 64: 2}, False),
+}
+
+
+@pytest.mark.parametrize("name", HOLDS)
+def test_holds(name):
+    there, wanted, expected = HOLDS[name]
+    sizes = {"rows": 1, "seq": 128, "patches": 64, "windows": 8, "targets": 32}
+    assert packing.holds(packing.Bucket(**sizes, frames=there), packing.Bucket(**sizes, frames=wanted)) is expected
+    longer = packing.Bucket(**sizes | {"seq": 256}, frames={})
+    assert not packing.holds(packing.Bucket(**sizes, frames=there), longer)

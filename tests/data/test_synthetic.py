@@ -7,7 +7,7 @@ from PIL import Image
 
 from openo3_jax import tags, tasks
 from openo3_jax.config import VideoConfig
-from openo3_jax.data import annotations, media, prompts, synthetic, transforms
+from openo3_jax.data import annotations, media, prompts, synthetic, transforms, world
 from openo3_jax.errors import InputError
 
 
@@ -24,7 +24,7 @@ def test_the_track_tells_what_the_clip_shows(seed, tmp_path):
     frames, times_s = decode(path)
     assert frames.shape == (40, 112, 140, 3)
     np.testing.assert_allclose(times_s, track.times_s, atol=1e-9)
-    color = np.array(synthetic.COLORS[track.color], np.float64)
+    color = np.array(world.COLORS[track.color], np.float64)
     # Codec noise stays well below the distance between any two of the colors.
     is_shape = np.abs(frames - color).max(-1) < 60
     start_s, end_s = track.visible_s
@@ -38,7 +38,10 @@ def test_the_track_tells_what_the_clip_shows(seed, tmp_path):
         else:
             assert is_shape[i].sum() == 0
     xs = track.boxes_frac[~np.isnan(track.boxes_frac[:, 0]), 0]
-    assert (xs[-1] > xs[0]) == (track.direction == "right")
+    if track.direction == "nowhere":
+        assert abs(xs[-1] - xs[0]) < 0.3
+    else:
+        assert (xs[-1] > xs[0]) == (track.direction == "right")
 
 
 def test_equal_seeds_give_equal_files(tmp_path):
@@ -99,14 +102,14 @@ def test_options_and_boxes_name_what_is_seen(stage, root):
             options = dict(line.split(". ") for line in record["question"].split("\n")[1:])
             assert list(options) == ["A", "B", "C", "D"] and len(set(options.values())) == 4
             frames, _ = decode(media.find_media(root, record, stage))
-            seen = np.abs(frames[20] - np.array(synthetic.COLORS[options[record["answer"][0]]], float)).max(-1) < 60
-            assert seen.sum() > 100
+            seen = np.abs(frames - np.array(world.COLORS[options[record["answer"][0]]], float)).max(-1) < 60
+            assert seen.sum((1, 2)).max() > 100
         if record["task"] == tasks.VISUAL:
             x1, y1, x2, y2 = map(int, tags.parse_first_box(record["answer"]))
             pixels = np.asarray(Image.open(media.find_media(root, record, stage))).astype(float)
             assert record["image_size"] == [140, 112]
             color = record["question"].split()[3]
-            inside = np.abs(pixels[(y1 + y2) // 2, (x1 + x2) // 2] - synthetic.COLORS[color])
+            inside = np.abs(pixels[(y1 + y2) // 2, (x1 + x2) // 2] - world.COLORS[color])
             assert inside.max() < 60
 
 
@@ -125,3 +128,73 @@ def test_no_records_and_no_encoder(tmp_path, monkeypatch):
     monkeypatch.setattr(av, "codecs_available", {"mpeg4"})
     with pytest.raises(InputError, match="no libx264"):
         synthetic.render_clip(tmp_path / "a.mp4", seed=0)
+
+
+# ---- the world ----
+
+
+def test_scenes_of_several_objects_name_each_apart():
+    config = world.WorldConfig(objects=(2, 3))
+    numbers = set()
+    for seed in range(12):
+        scene = world.make_scene(seed, config)
+        numbers.add(len(scene.tracks))
+        assert (
+            len({track.shape for track in scene.tracks})
+            == len({track.color for track in scene.tracks})
+            == len(scene.tracks)
+        )
+        assert all(track.ground != track.color for track in scene.tracks)
+    assert numbers == {2, 3}
+
+
+@pytest.mark.parametrize("motion", world.MOTIONS)
+def test_motions(motion):
+    """What each one does to the centre of an object that is wholly inside, in fractions of the frame."""
+    for seed in range(6):
+        (track,) = world.make_scene(seed, world.WorldConfig(motions=(motion,))).tracks
+        boxes = track.boxes_frac[~np.isnan(track.boxes_frac[:, 0])]
+        if motion == "still":
+            assert np.ptp(boxes, axis=0).max() == 0 and track.direction == "nowhere"
+        if motion == "turn":
+            np.testing.assert_allclose(boxes[0], boxes[-1], atol=1e-9)
+        if motion == "stop":
+            half = boxes[len(boxes) // 2 + 1 :]
+            assert np.ptp(half, axis=0).max() == 0
+        if motion == "enter":
+            assert boxes[0, 0] == 0 or boxes[0, 2] == 1
+            assert boxes[-1, 2] - boxes[-1, 0] > boxes[0, 2] - boxes[0, 0]
+        if motion == "cross":
+            assert track.direction in ("left", "right", "nowhere")
+
+
+def test_knobs():
+    still = world.make_scene(0, world.WorldConfig(reach=0.0, texture=0.0, motions=("cross",))).tracks[0]
+    assert np.nanmax(np.ptp(still.boxes_frac[~np.isnan(still.boxes_frac[:, 0])], axis=0)) == 0
+    plain, rough = (world.make_scene(0, world.WorldConfig(texture=texture)).frames[0] for texture in (0.0, 0.4))
+    assert len(np.unique(plain.reshape(-1, 3), axis=0)) < 10 < len(np.unique(rough.reshape(-1, 3), axis=0))
+
+
+def test_a_still_shows_what_it_lists():
+    pixels, objects = world.make_still(5, world.WorldConfig(objects=(3, 3)))
+    assert objects
+    for name, box in objects:
+        assert pixels.shape == (112, 140, 3) and (box[2:] > box[:2]).all()
+        color = world.COLORS[name.split()[0]]
+        near = np.abs(pixels.astype(int) - color).max(-1) < 5
+        x1, y1, x2, y2 = np.rint(box * [140, 112, 140, 112]).astype(int)
+        assert near[y1:y2, x1:x2].mean() > 0.3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"objects": (0, 1)}, r"objects=\(0, 1\)"),
+        ({"objects": (2, 4)}, "1 to 3"),
+        ({"motions": ("fly",)}, "expected some of cross"),
+        ({"texture": 0.9}, "texture=0.9"),
+    ],
+)
+def test_worlds_that_cannot_be(change, message):
+    with pytest.raises(InputError, match=message):
+        world.WorldConfig(**change)

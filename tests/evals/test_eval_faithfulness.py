@@ -166,6 +166,15 @@ def test_a_world_where_only_the_cited_region_decides(root, tmp_path):
     assert again == text and answerer.asked == []
 
 
+def test_answers_without_evidence_give_an_empty_table(tmp_path):
+    item = items.Item("i", {choice.CALL: items.ask("q", video="a.mp4")}, choice.Truth("q", {"A": "x"}, "A"), {})
+    nobody = fake_answerer.FakeAnswerer(None)
+    said = {("i", choice.CALL): prediction("<think>x</think><answer>A</answer>")}
+    text = faithfulness.run([item], said, nobody, nobody, tmp_path, EvalConfig(evidence=True))
+    assert "0 of 1 answers cite" in text and "nan" not in text
+    assert json.loads((tmp_path / faithfulness.FILES[0]).read_text())["values"]["accuracy"]["value"] is None
+
+
 @pytest.mark.parametrize("fields", [{"num_samples": 2, "temperature": 1.0}, {"temperature": 0.5}])
 def test_only_greedy_answers_are_compared(fields):
     with pytest.raises(InputError, match="compares greedy answers"):

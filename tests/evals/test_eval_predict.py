@@ -150,13 +150,19 @@ def test_hashes_tell_pictures_and_file_names_apart(tmp_path):
 def test_a_policy_answers_as_it_does_without_the_runner(tmp_path, one_device):
     policy = small.make_policy(tmp_path, one_device)
     config = SamplingConfig(num_samples=2, max_new_tokens=4, temperature=1.0)
-    calls = items.calls_of([items.Item(str(i), {"": items.ask(f"What is {i}?")}, None, {}) for i in range(3)])
+    calls = items.calls_of([items.Item(str(i), {"": items.ask(f"What is {i}?")}, None, {}) for i in range(4)])
     with predict.PolicyAnswerer(policy, config, rows=2) as answerer:
         store.open_run(tmp_path / "out", {})
         with store.Predictions(tmp_path / "out" / store.PREDICTIONS) as predictions:
             predict.predict(answerer, calls, predictions, batch_size=2)
-    for call in calls:
-        found = predictions.known[call.key]
-        expected = policy.generate([call.conversation], num_samples=2, max_new_tokens=4, seed=found.seed)
-        assert found.texts == tuple(expected.texts[0])
-        assert found.logp == pytest.approx([logp.sum() for logp in expected.logp[0]], abs=1e-4)
+    for pair in ([calls[0], calls[3]], [calls[2], calls[1]]):  # other neighbours than in the run
+        found = [predictions.known[call.key] for call in pair]
+        expected = policy.generate(
+            [call.conversation for call in pair],
+            num_samples=2,
+            max_new_tokens=4,
+            seed=[one.seed for one in found],
+        )
+        for one, texts, logps in zip(found, expected.texts, expected.logp, strict=True):
+            assert one.texts == tuple(texts)
+            assert one.logp == pytest.approx([logp.sum() for logp in logps], abs=1e-4)

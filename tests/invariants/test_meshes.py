@@ -13,7 +13,7 @@ from openo3_jax.models import attention, qwen2_5_vl
 from openo3_jax.train import losses, policy_loss, steps
 
 CONFIG = small.model_config()
-GSPO = GSPOConfig(steps=1, compute_dtype="float32", remat=False, ratio="token", kl_coef=0.1)
+GSPO = GSPOConfig(steps=1, compute_dtype="float32", remat="none", ratio="token", kl_coef=0.1)
 
 
 def make_batch():

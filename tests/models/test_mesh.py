@@ -15,7 +15,7 @@ from openo3_jax.errors import InputError
 from openo3_jax.models import qwen2_5_vl
 
 CONFIG = small.model_config()
-SFT = SFTConfig(steps=1, compute_dtype="float32", remat=False)
+SFT = SFTConfig(steps=1, compute_dtype="float32", remat="none")
 
 
 @pytest.mark.parametrize(

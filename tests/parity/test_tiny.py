@@ -11,7 +11,7 @@ import transformers
 
 from openo3_jax import experiments, policy, recipes, tiny
 from openo3_jax.config import VideoConfig
-from openo3_jax.data import annotations, prompts, synthetic, transforms
+from openo3_jax.data import annotations, prompts, synthetic, transforms, world
 from openo3_jax.train import run, sft
 from parity import hf
 
@@ -50,7 +50,7 @@ def test_same_seed_same_bytes(directory, tmp_path):
 def learned(directory, tmp_path_factory, one_device):
     """Five rendered records, one of each SFT task, learned by heart from random weights."""
     root = tmp_path_factory.mktemp("learned")
-    synthetic.write_dataset(root / "data", num_train=5, seed=11, num_frames=20)
+    synthetic.write_dataset(root / "data", num_train=5, seed=11, config=world.WorldConfig(num_frames=20))
     recipe = recipes.sft_tiny()
     config = dataclasses.replace(
         recipe,

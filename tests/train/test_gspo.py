@@ -24,7 +24,7 @@ STEP = GSPOConfig(
     steps=1,
     sampling=SamplingConfig(num_samples=3),
     compute_dtype="float32",
-    remat=False,
+    remat="none",
     clip_low=0.01,  # so that some of the ratios below are clipped
     clip_high=0.02,
 )
@@ -188,7 +188,7 @@ TOY = GSPOConfig(
     sampling=SamplingConfig(num_samples=8, max_new_tokens=8),
     kl_coef=0.0,
     compute_dtype="float32",
-    remat=False,
+    remat="none",
     optimizer=OptimizerConfig(learning_rate=5e-3, schedule="constant", clip_norm=1.0),
 )
 

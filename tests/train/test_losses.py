@@ -76,7 +76,7 @@ def test_chunks_and_meshes_agree_with_the_dense_formula(monkeypatch, axes, chunk
 # ---- packed rows ----
 
 CONFIG = small.model_config()
-SFT = SFTConfig(steps=1, compute_dtype="float32", remat=False)
+SFT = SFTConfig(steps=1, compute_dtype="float32", remat="none")
 SAMPLES = [
     small.sample(CONFIG, prompt=5, answer=7, pictures=[(4, 6), (10, 4)]),
     small.sample(CONFIG, prompt=3, answer=4),

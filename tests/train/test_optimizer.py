@@ -103,7 +103,7 @@ def test_the_step_compiles_once_and_leaves_the_policy_alone(tmp_path):
     mesh = mesh_lib.make_mesh({"data": 2, "fsdp": 2, "tensor": 2})
     policy = small.make_policy(tmp_path, mesh)
     config = SFTConfig(
-        steps=3, compute_dtype="float32", remat=False, optimizer=OptimizerConfig(learning_rate=1e-2, schedule="linear")
+        steps=3, compute_dtype="float32", remat="none", optimizer=OptimizerConfig(learning_rate=1e-2, schedule="linear")
     )
     messages = [{"role": "user", "content": "Where?"}, {"role": "assistant", "content": "At the left, at 2.0 s."}]
     sample = policy.processor.encode(messages)
