@@ -63,7 +63,8 @@ def train(
     out, settings, steps, say = this.out, this.config.run, this.config.steps, this.log.say
     past = metrics.read_lines(out / run.METRICS)
     spikes, best = guards.Spikes(stage.name, past), best_lib.Best(settings, past)
-    done, values, is_last = this.start, past[-1] if past else {}, best.is_over or this.start >= steps
+    done, is_last, is_told = this.start, best.is_over or this.start >= steps, False
+    values = {name: value for name, value in past[-1].items() if value is not None} if past else {}
     with (
         journal.Journal(out, stage.name, stage.headline, this.config, this.log, start=this.start) as book,
         checkpoint.Checkpoints(out / run.CHECKPOINTS, keep_last=settings.keep_last, say=say) as checkpoints,
@@ -72,7 +73,7 @@ def train(
         watchdog.Watchdog(settings.stuck_after_s, say) as dog,
         signals.StopSignals(say) as caught,
     ):
-        while not is_last and caught.name is None:
+        while not is_last and not is_told:
             done += 1
             dog.beat(f"making step {done}")
             started_s = time.monotonic()
@@ -86,7 +87,8 @@ def train(
             values |= spikes(values) | computer.values()
             book.write(done, values)
             is_last = done == steps or best.is_over or (stop is not None and stop(done, values))
-            if is_last or best.is_new or caught.name is not None or done % settings.save_every == 0:
+            is_told = caught.name is not None  # asked once: a later signal waits for the next step
+            if is_last or is_told or best.is_new or done % settings.save_every == 0:
                 dog.beat(f"saving step {done}")
                 checkpoints.save(state, checkpoint.Record(done, this.about, stage.memory(done), score))
         dog.beat("writing the last checkpoint")

@@ -16,6 +16,7 @@ import tiny_runs
 
 from openo3_jax.train import checkpoint
 
+pytestmark = pytest.mark.timeout(1200)
 KILLS = int(os.environ.get("KILLS", "5"))
 FREE = ("time/", "memory/")  # groups of metrics that may differ between two runs
 
@@ -88,13 +89,17 @@ def is_alive(pid: int) -> bool:
     return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
 
 
-def kill_after_progress(pid: int, out: Path, *, steps: int, delay_s: float, in_write: bool) -> None:
-    """SIGKILL `delay_s` after the run has made `steps` more steps, or while it writes a checkpoint then."""
+def wait_for_steps(pid: int, out: Path, steps: int) -> None:
+    """Until the run has made `steps` more steps than it had."""
     before = num_steps(out)
     while is_alive(pid) and num_steps(out) < before + steps:
-        if num_steps(out) < before:  # it was cut back to its checkpoint
-            before = num_steps(out)
+        before = min(before, num_steps(out))  # it may cut its lines back to the checkpoint
         time.sleep(0.002)
+
+
+def kill_after_progress(pid: int, out: Path, *, steps: int, delay_s: float, in_write: bool) -> None:
+    """SIGKILL `delay_s` after the run has made `steps` more steps, or while it writes a checkpoint then."""
+    wait_for_steps(pid, out, steps)
     until = time.monotonic() + (10.0 if in_write else delay_s)
     while is_alive(pid) and time.monotonic() < until:
         if in_write and any((out / "checkpoints").glob("*.orbax-checkpoint-tmp")):
@@ -118,3 +123,26 @@ def test_killed_runs_end_like_uninterrupted_ones(stage, whole, server):
     assert server.run(stage, whole, out, "--resume") == 0, Path(f"{out}.err").read_text()
     assert killed >= min(KILLS, 4), "too many of the runs ended before they were killed"
     assert_same(out, whole / f"{stage}_whole")
+
+
+def test_the_saved_config_gives_the_same_numbers_and_a_signal_saves(whole, server):
+    """A new run from config.json of the first, stopped by SIGTERM and resumed."""
+    out, saved = whole / "again", whole / "again_root"
+    saved.mkdir()
+    for name in ("model", "data"):
+        (saved / name).symlink_to(whole / name)
+    (saved / "sft.json").write_bytes((whole / "sft_whole" / "config.json").read_bytes())
+    pid = server.start("sft", saved, out)
+    wait_for_steps(pid, out, 3)
+    os.kill(pid, signal.SIGTERM)
+    assert server.wait(pid) == 75
+    errors = Path(f"{out}.err").read_text()
+    assert "openo3: SIGTERM: " in errors and "steps are saved in" in errors and "Traceback" not in errors
+    steps = num_steps(out)
+    assert 3 <= steps < 12 and checkpoint.finished(out / "checkpoints")[-1] == steps
+    assert server.run("sft", saved, out, "--resume", "--optimizer.learning-rate", "0.5") == 2
+    assert "config.optimizer.learning_rate is 0.001 in the checkpoint and 0.5 now" in Path(f"{out}.err").read_text()
+    assert server.run("sft", saved, out, "--resume") == 0
+    assert_same(out, whole / "sft_whole")
+    configs = (json.loads((run / "config.json").read_text())["config"] for run in (out, whole / "sft_whole"))
+    assert next(configs) == next(configs)
