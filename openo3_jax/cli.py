@@ -349,6 +349,35 @@ def score(
             pages.write(html, pages.score_page(str(file), rules=rules, root=root, sizes=sizes))
 
 
+def report(
+    run: Positional[Annotated[Path, arg(metavar="RUN")]],
+    *,
+    out: Path | None = None,
+    root: Path | None = None,
+    before: Path | None = None,
+    after: Path | None = None,
+) -> None:
+    """Write the page of a run: curves, what looks wrong, answers with evidence, settings.
+
+    Args:
+        run: the directory of a training run, finished or not.
+        out: the page, one file; RUN/report.html without it.
+        root: the data root of the run, for the clips of its answers.
+        before: the directory of an evaluation of the model that the run started from.
+        after: the same of what became of it.
+    """
+    from openo3_jax.report import pages, run_report
+
+    file = run / "report.html" if out is None else out
+    pages.check_name(file)
+    made = run_report.make_report(run, root=root, before=before, after=after)
+    pages.write(file, made.page)
+    seen = [finding for finding in made.findings if finding.verdict == "seen"]
+    for finding in seen:
+        print(f"{finding.name}: {finding.numbers}")
+    print(f"{len(seen)} of {len(made.findings)} rules found something; page: {file}")
+
+
 def redteam(
     *, rules: UseAppendAction[tuple[str, ...]] = (), reward: str | None = None, json: Path | None = None
 ) -> None:
@@ -582,6 +611,7 @@ VERBS: Verbs = {
     "replay": replay,
     "score": score,
     "redteam": redteam,
+    "report": report,
     "data": {"check": data_check, "prepare": data_prepare, "stats": data_stats, "convert": data_convert},
     "experiment": {"overfit": overfit, "sharpen": sharpen, "rewards": rewards},
 }
