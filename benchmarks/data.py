@@ -59,13 +59,14 @@ def render(path: pathlib.Path, height: int, width: int, seconds: int, fps: int =
 
 
 def seconds_of(function: Callable[[], object]) -> float:
-    start = time.perf_counter()
+    """Seconds of the core, of all threads: what else runs on the machine is not counted."""
+    start = time.process_time()
     function()
-    return time.perf_counter() - start
+    return time.process_time() - start
 
 
 def in_turn(functions: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each, taken in turn, so that a busy moment of the machine meets all."""
+    """Median seconds of the core for each, taken in turn, so that a busy moment of the machine meets all."""
     for function in functions.values():
         function()
     rounds = [{name: seconds_of(function) for name, function in functions.items()} for _ in range(repeats)]

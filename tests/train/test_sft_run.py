@@ -18,7 +18,7 @@ def test_a_run_names_what_it_cannot_read_and_measures_its_batches(tmp_path, one_
     def make_step(config):
         def step(state, batch):
             shown.append(batch)
-            return state, {"loss": 1.0}
+            return state, {"loss": 1.0, "grad_norm": 1.0}
 
         return step
 
