@@ -73,7 +73,7 @@ def replay(dump: Path, *, mesh: Mapping[str, int] | Mesh | None = None) -> str:
     reference = None if is_sft or config.kl_coef == 0 else _reference(home, config, devices)
 
     @jax.jit
-    def again(params: nnx.State) -> tuple[Any, nnx.State, Any]:
+    def again(params: nnx.State, batch: Batch | Rollouts) -> tuple[Any, nnx.State, Any]:
         def loss_of(params: nnx.State) -> tuple[Any, None]:
             if is_sft:
                 return steps.sft_loss(graphdef, params, batch, config), None
@@ -83,7 +83,7 @@ def replay(dump: Path, *, mesh: Mapping[str, int] | Mesh | None = None) -> str:
         rows = batch if is_sft else batch.batch
         return loss, grads, steps.score_batch(graphdef, params, rows, config).logp
 
-    loss, grads, logp = again(params)
+    loss, grads, logp = again(params, batch)
     rows = host if is_sft else host.batch
     logp = np.where(rows.target_slots >= 0, np.asarray(logp), 0.0)
     sums = ", ".join(f"{row}: {-value:.4g}" for row, value in enumerate(logp.sum(1)))

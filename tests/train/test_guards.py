@@ -72,7 +72,7 @@ def test_a_loss_that_is_not_finite_stops_is_dumped_and_runs_again(root, tmp_path
     report = replay.replay(out / replay.DUMPS / "step-3-0", mesh=one_device)
     assert "again: loss nan" in report
     assert "inputs: all finite" in report and "weights: all finite" in report
-    assert "gradients: not finite in" in report and "patch_embed" in report
+    assert "gradients: not finite in" in report
     # The same run may go on without that batch: the weights were never touched by it.
     policy = run_sft(root, out, one_device, resume=True, nonfinite="skip")
     lines = read(out)
