@@ -1,6 +1,7 @@
 """The evidence page without a browser: what is escaped, where boxes go, what is said of each mention."""
 
 import base64
+import errno
 import hashlib
 import html.parser
 import io
@@ -14,6 +15,7 @@ import pytest
 from openo3_jax import cli, tasks
 from openo3_jax.config import VideoConfig
 from openo3_jax.data.video import Decoder
+from openo3_jax.errors import InputError
 from openo3_jax.report import embed, evidence, pages, verdicts
 from report import moving_square
 
@@ -268,3 +270,18 @@ def test_score_writes_the_page(capsys, monkeypatch, tmp_path):
     capsys.readouterr()
     assert cli.main(["score", str(lines), "--html", str(tmp_path)]) == 2
     assert "is a directory; expected the name of an HTML file" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_old_page(tmp_path, monkeypatch):
+    """As it is on a full disk: an error that names no file."""
+    file = tmp_path / "page.html"
+    pages.write(file, "old")
+
+    def write_text(self, text, **_):
+        self.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(file), "write_text", write_text)
+    with pytest.raises(InputError, match=r"page\.html: cannot be written \(No space left on device\)"):
+        pages.write(file, "new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("page.html", b"old")]
