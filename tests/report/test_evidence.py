@@ -167,16 +167,20 @@ def test_a_claim_is_held_against_its_key_frame():
 
 
 def test_verdicts_stay_with_their_claims_behind_malformed_and_bare_ones():
-    """The second claim is malformed and owns no box; a box of its own stands in no claim; the third has two."""
+    """Two claims are malformed, by box and by time, and own no box; a bare box is in no claim; the fifth has two."""
     good = "<obj>cat</obj><box>[0,0,20,10]</box>at<t>10</t>s"
-    bad = "<obj>cat</obj><box>[0,0,x]</box>at<t>10</t>s"
+    bad_box = "<obj>cat</obj><box>[0,0,x]</box>at<t>10</t>s"
+    bad_time = "<obj>cat</obj><box>[0,0,20,10]</box>at<t>12,2</t>s"
     two = "<obj>dog</obj><box>[0,0,20,10]</box><box>[20,10,40,20]</box>at<t>20</t>s"
-    row = scored(f"<think>{good}{bad} <box>[1,1,2,2]</box> {two}</think><answer>{good}</answer>")
-    think, reply = [part for part in row.verdicts if part]
+    half = "<obj>cat</obj><box>[0,0,20,5]</box>at<t>10</t>s"
+    text = f"<think>{good}{bad_box}{bad_time} <box>[1,1,2,2]</box> {two}{half}</think><answer>{good}</answer>"
+    think, reply = [part for part in scored(text).verdicts if part]
     assert "IoU 1.000 with 'cat'" in think[0].lines
     assert think[1].lines == ("malformed, a box is no JSON list: earns nothing",)
-    assert think[2].lines == ()
-    assert {"box 1: IoU 0.000 with 'dog'", "box 2: IoU 1.000 with 'dog'"} <= set(think[3].lines)
+    assert think[2].lines == ("malformed, its time is no number: earns nothing",)
+    assert think[3].lines == ()
+    assert {"box 1: IoU 0.000 with 'dog'", "box 2: IoU 1.000 with 'dog'"} <= set(think[4].lines)
+    assert "IoU 0.500 with 'cat'" in think[5].lines
     assert reply[0].lines == ()
 
 
