@@ -91,10 +91,11 @@ def _state(run: run_files.Run) -> str:
     planned = run.config.get("steps")
     if not run.num_steps:
         return "no step has been recorded yet"
+    saved = "a checkpoint is saved" if run.has_checkpoint else "nothing is saved yet"
+    if isinstance(planned, int) and run.num_steps < planned:
+        return f"unfinished or stopped early: {run.num_steps} of {planned} steps are recorded, {saved}"
     of = f" of {planned}" if isinstance(planned, int) else ""
-    if run.is_finished:
-        return f"{run.num_steps}{of} steps, saved"
-    return f"unfinished: {run.num_steps}{of} steps are recorded, nothing is saved yet"
+    return f"{run.num_steps}{of} steps, {saved}"
 
 
 # ---- metrics ----
