@@ -1,6 +1,7 @@
 """`openo3 VERB ...`: parse, call, print. Results go to stdout, everything else to stderr; heavy imports wait.
 
-Exit codes: 0 done, 2 the user's mistake, 3 a stated claim did not hold, 130 interrupted.
+Exit codes: 0 done, 2 the user's mistake, 3 a stated claim did not hold, 75 stopped by a signal with the state saved,
+130 interrupted.
 """
 
 import contextlib
@@ -17,7 +18,7 @@ from tyro.conf import Positional, UseAppendAction, arg
 
 from openo3_jax import recipes
 from openo3_jax.config import GSPOConfig, SFTConfig, VideoConfig
-from openo3_jax.errors import InputError
+from openo3_jax.errors import InputError, Stopped
 from openo3_jax.evals.config import EvalConfig
 
 Flat = arg(name="")  # fields of a nested dataclass as flags of their own
@@ -33,6 +34,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return tyro.cli(function, prog=prog, args=rest) or 0
     except InputError as error:
         return _fail(str(error))
+    except Stopped as stopped:
+        return _fail(str(stopped), code=75)
     except BrokenPipeError:  # the reader of stdout left; nothing is flushed into the void at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
@@ -53,10 +56,20 @@ def _find(words: list[str]) -> tuple[Callable[..., int | None], str, list[str]]:
         if word in ("-h", "--help"):
             print(_help(prog, verbs))
             raise SystemExit(0)
+        if word.endswith(".json") and verbs in (VERBS["sft"], VERBS["gspo"]):
+            return _rerun(prog.split()[-1], word), f"{prog} {word}", words[1:]
         if word not in verbs:
             raise InputError(f"unknown verb {word!r}; expected {prog} with one of {', '.join(verbs)}")
         verbs, prog, words = verbs[word], f"{prog} {word}", words[1:]
     return verbs, prog, words
+
+
+def _rerun(stage: str, file: str) -> Callable[[], int | None]:
+    """The verb of a stage with the settings that a run has saved."""
+    from openo3_jax.train import run
+
+    config = run.load_config(Path(file), stage)
+    return _sft(config) if stage == "sft" else _gspo(config)
 
 
 def _help(prog: str, verbs: Verbs) -> str:
@@ -80,8 +93,10 @@ def _prepare_libraries() -> None:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     warnings.filterwarnings("ignore")
-    for name in ("jax", "absl", "orbax"):
+    for name in ("jax", "orbax"):
         logging.getLogger(name).setLevel(logging.ERROR)
+    for name in ("absl", "asyncio"):  # a checkpoint that cannot be written is told by us, in one line
+        logging.getLogger(name).setLevel(logging.CRITICAL)
 
 
 # ---- verbs: their arguments become positionals and flags ----
@@ -184,6 +199,8 @@ def _sft(recipe: SFTConfig) -> Callable[..., None]:
         model: Path,
         data: Path,
         out: Path,
+        resume: bool = False,
+        profile: str | None = None,
         mesh: str | None = None,
         prompts: Path | None = None,
         config: Annotated[SFTConfig, Flat] = recipe,
@@ -194,12 +211,17 @@ def _sft(recipe: SFTConfig) -> Callable[..., None]:
             model: the Qwen2.5-VL directory to start from.
             data: the data root in the released layout.
             out: a new directory for the run.
+            resume: go on with the run in OUT where it was stopped; without a checkpoint there it starts anew.
+            profile: steps to trace into OUT/profile for XProf or Perfetto, such as 10:15.
             mesh: sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp.
             prompts: other wordings, a JSON file.
         """
+        from openo3_jax.train import profiling
         from openo3_jax.train import sft as stage
 
-        stage.run_sft(model=model, data=data, out=out, config=config, mesh=_mesh(mesh), prompts_file=prompts)
+        places = {"model": model, "data": data, "out": out, "prompts_file": prompts}
+        traced = None if profile is None else profiling.parse_steps(profile)
+        stage.run_sft(**places, config=config, mesh=_mesh(mesh), resume=resume, profile=traced)
 
     return sft
 
@@ -210,6 +232,8 @@ def _gspo(recipe: GSPOConfig) -> Callable[..., None]:
         model: Path,
         data: Path,
         out: Path,
+        resume: bool = False,
+        profile: str | None = None,
         mesh: str | None = None,
         prompts: Path | None = None,
         reference: Path | None = None,
@@ -222,6 +246,8 @@ def _gspo(recipe: GSPOConfig) -> Callable[..., None]:
             model: the Qwen2.5-VL directory to start from, such as the export of a run of stage one.
             data: the data root in the released layout.
             out: a new directory for the run.
+            resume: go on with the run in OUT where it was stopped; without a checkpoint there it starts anew.
+            profile: steps to trace into OUT/profile for XProf or Perfetto, such as 10:15.
             mesh: sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp.
             prompts: other wordings, a JSON file.
             reference: the model not to leave too far behind, if it is not the one to start from.
@@ -229,7 +255,7 @@ def _gspo(recipe: GSPOConfig) -> Callable[..., None]:
         """
         from openo3_jax.rewards import redteam
         from openo3_jax.train import gspo as stage
-        from openo3_jax.train import rollout
+        from openo3_jax.train import profiling, rollout
 
         own = None if reward is None else rollout.own_reward(redteam.load_reward(reward))
         stage.run_gspo(
@@ -238,6 +264,8 @@ def _gspo(recipe: GSPOConfig) -> Callable[..., None]:
             out=out,
             config=config,
             mesh=_mesh(mesh),
+            resume=resume,
+            profile=None if profile is None else profiling.parse_steps(profile),
             prompts_file=prompts,
             reference=reference,
             reward=own,
@@ -275,6 +303,18 @@ def export(
     run_lib.load(run).save_pretrained(out, dtype)
 
 
+def replay(dump: Positional[Annotated[Path, arg(metavar="DUMP")]], *, mesh: str | None = None) -> None:
+    """Run a batch again whose loss or gradient was not finite, and say which numbers are not.
+
+    Args:
+        dump: a directory that a run has written, such as RUN/dumps/step-12-0.
+        mesh: sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp.
+    """
+    from openo3_jax.train import replay as replay_lib
+
+    print(replay_lib.replay(dump, mesh=_mesh(mesh)))
+
+
 def score(
     file: Positional[Annotated[Path, arg(metavar="FILE")]],
     *,
@@ -307,6 +347,35 @@ def score(
             from openo3_jax.report import pages
 
             pages.write(html, pages.score_page(str(file), rules=rules, root=root, sizes=sizes))
+
+
+def report(
+    run: Positional[Annotated[Path, arg(metavar="RUN")]],
+    *,
+    out: Path | None = None,
+    root: Path | None = None,
+    before: Path | None = None,
+    after: Path | None = None,
+) -> None:
+    """Write the page of a run: curves, what looks wrong, answers with evidence, settings.
+
+    Args:
+        run: the directory of a training run, finished or not.
+        out: the page, one file; RUN/report.html without it.
+        root: the data root of the run, for the clips of its answers.
+        before: the directory of an evaluation of the model that the run started from.
+        after: the same of what became of it.
+    """
+    from openo3_jax.report import pages, run_report
+
+    file = run / "report.html" if out is None else out
+    pages.check_name(file)
+    made = run_report.make_report(run, root=root, before=before, after=after)
+    pages.write(file, made.page)
+    seen = [finding for finding in made.findings if finding.verdict == "seen"]
+    for finding in seen:
+        print(f"{finding.name}: {finding.numbers}")
+    print(f"{len(seen)} of {len(made.findings)} rules found something; page: {file}")
 
 
 def redteam(
@@ -539,8 +608,10 @@ VERBS: Verbs = {
     "gspo": {name: _gspo(recipe) for name, recipe in recipes.GSPO.items()},
     "eval": eval_,
     "export": export,
+    "replay": replay,
     "score": score,
     "redteam": redteam,
+    "report": report,
     "data": {"check": data_check, "prepare": data_prepare, "stats": data_stats, "convert": data_convert},
     "experiment": {"overfit": overfit, "sharpen": sharpen, "rewards": rewards},
 }

@@ -1,10 +1,14 @@
 """Frozen settings with units and validation: what the model is, how media become frames, how training runs."""
 
 import dataclasses
+import json
+import typing
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 from openo3_jax.errors import InputError
+
+Config = TypeVar("Config")
 
 ARCHITECTURE = "Qwen2_5_VLForConditionalGeneration"
 
@@ -297,6 +301,30 @@ class OptimizerConfig:
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """What a run keeps and watches. A run may be resumed with other values."""
+
+    save_every: int = 200  # steps between checkpoints; the last step is always saved
+    keep_last: int = 2  # checkpoints; the best one stays as well
+    best: str | None = None  # metric that decides which checkpoint is the best, such as eval/accuracy
+    best_is: Literal["highest", "lowest"] = "highest"
+    patience: int = 0  # values of `best` in a row without improvement that end the run; 0: never
+    nonfinite: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does; never an update
+    stuck_after_s: float = 900.0  # without progress, until it is said where each thread is; 0: never
+    tensorboard: bool = True  # event files beside metrics.jsonl
+    wandb: str | None = None  # project of Weights & Biases to log to; needs the package wandb
+
+    def __post_init__(self):
+        if self.save_every < 1 or self.keep_last < 1 or self.patience < 0 or self.stuck_after_s < 0:
+            raise InputError(
+                f"run: need save_every >= 1, keep_last >= 1, patience >= 0, stuck_after_s >= 0; got {self.save_every}, "
+                f"{self.keep_last}, {self.patience}, {self.stuck_after_s}"
+            )
+        if self.patience and self.best is None:
+            raise InputError(f"run: patience={self.patience} counts values of a metric; name it by run.best")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
 class SFTConfig:
     """Stage one. Defaults are the reference's (run_sft_video.sh); its loss was on all text, ours on the answers."""
 
@@ -312,6 +340,7 @@ class SFTConfig:
     remat: Remat = "layers"  # what the forward pass keeps for the backward pass; the rest is computed again
     optimizer: OptimizerConfig = OptimizerConfig()
     video: VideoConfig = VideoConfig()
+    run: RunConfig = RunConfig()
 
     def __post_init__(self):
         if self.steps < 1 or self.batch_size < 1 or self.max_row_tokens < 1:
@@ -374,6 +403,7 @@ class GSPOConfig:
     remat: Remat = "layers"  # what the forward pass keeps for the backward pass; the rest is computed again
     optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", weight_decay=0.01)
     video: VideoConfig = VideoConfig()
+    run: RunConfig = RunConfig()
 
     def __post_init__(self):
         if self.steps < 1 or self.batch_size < 1 or self.minibatches < 1:
@@ -409,3 +439,58 @@ class GSPOConfig:
     def updates(self) -> int:
         """Of the weights, in the whole run."""
         return self.steps * self.minibatches
+
+
+# ---- settings of a run <-> JSON ----
+
+
+def to_json(config: Any) -> dict[str, Any]:
+    """All fields of a config dataclass, as JSON gives them back: lists for tuples."""
+    return json.loads(json.dumps(dataclasses.asdict(config)))
+
+
+def from_json(cls: type[Config], values: Mapping[str, Any], where: str) -> Config:
+    """The inverse of `to_json`. Fields that are left out have their defaults.
+
+    Raises: InputError for a field that `cls` does not have, for one of another type, and for what `cls` refuses.
+    """
+    types = typing.get_type_hints(cls)
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    unknown = sorted(set(values) - set(fields))
+    if unknown:
+        raise InputError(f"{where}: unknown field {', '.join(unknown)}; expected some of {', '.join(fields)}")
+    missing = [name for name, f in fields.items() if f.default is dataclasses.MISSING and name not in values]
+    if missing:
+        raise InputError(f"{where}: missing {', '.join(missing)}")
+    return cls(**{name: _read_value(types[name], value, f"{where}: {name}") for name, value in values.items()})
+
+
+def _read_value(expected: Any, value: Any, where: str) -> Any:
+    """A value of JSON as the type of its field has it."""
+    if dataclasses.is_dataclass(expected):
+        if not isinstance(value, Mapping):
+            raise InputError(f"{where} is {value!r}; expected an object")
+        return from_json(expected, value, where)
+    origin, parts = typing.get_origin(expected), typing.get_args(expected)
+    if origin is Literal:
+        fits = value in parts
+    elif origin is tuple:
+        if isinstance(value, list) and (parts[-1] is Ellipsis or len(parts) == len(value)):
+            return tuple(
+                _read_value(parts[0] if parts[-1] is Ellipsis else parts[i], v, where) for i, v in enumerate(value)
+            )
+        fits = False
+    elif parts:  # a union with None
+        fits = value is None or any(_is_a(part, value) for part in parts if part is not type(None))
+    else:
+        fits = _is_a(expected, value)
+    if not fits:
+        raise InputError(f"{where} is {value!r}; expected {' | '.join(map(str, parts)) or expected.__name__}")
+    return value
+
+
+def _is_a(expected: type, value: Any) -> bool:
+    """A whole number serves as float; a truth value is no number."""
+    if isinstance(value, bool) or expected is bool:
+        return isinstance(value, bool) and expected is bool
+    return isinstance(value, int | float) if expected is float else isinstance(value, expected)

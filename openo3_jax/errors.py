@@ -6,3 +6,7 @@ class InputError(ValueError):
 
     Example: `InputError("clip.mp4: holds 1 frame; a video needs at least 2; pass it as an image instead")`
     """
+
+
+class Stopped(Exception):
+    """A signal ended the work, and its state is saved. The command line prints it as one line and exits with 75."""

@@ -1,5 +1,6 @@
 """Published sizes, both layouts of config.json, and what is refused."""
 
+import dataclasses
 import json
 import math
 
@@ -8,6 +9,8 @@ import pytest
 import transformers
 
 import small
+from openo3_jax import config as config_lib
+from openo3_jax import recipes
 from openo3_jax.config import (
     QWEN2_5_VL,
     ModelConfig,
@@ -102,6 +105,39 @@ def test_missing_fields_are_named():
 def test_settings_out_of_range(make, message):
     with pytest.raises(InputError) as caught:
         make()
+    assert message in str(caught.value)
+
+
+# ---- settings of a run <-> JSON ----
+
+
+def test_settings_survive_their_json():
+    for recipe in (*recipes.SFT.values(), *recipes.GSPO.values()):
+        changed = dataclasses.replace(recipe, weights=(("visual QA", 2.0), ("GQA", 0.5)), steps=7)
+        text = json.dumps(config_lib.to_json(changed))
+        assert config_lib.from_json(type(recipe), json.loads(text), "config.json") == changed
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"steps": 3, "setps": 4}, "run: unknown field setps; expected some of steps, batch_size"),
+        ({}, "run: missing steps"),
+        ({"steps": "3"}, "run: steps is '3'; expected int"),
+        ({"steps": 3.5}, "run: steps is 3.5; expected int"),
+        ({"steps": True}, "run: steps is True; expected int"),
+        ({"steps": 3, "remat": "yes"}, "run: remat is 'yes'"),
+        ({"steps": 3, "loss_on": "all"}, "run: loss_on is 'all'; expected assistant | released"),
+        ({"steps": 3, "optimizer": 1}, "run: optimizer is 1; expected an object"),
+        ({"steps": 3, "optimizer": {"lr": 1}}, "run: optimizer: unknown field lr"),
+        ({"steps": 3, "weights": [["a", "b"]]}, "run: weights is 'b'; expected float"),
+        ({"steps": 3, "run": {"best": 3}}, "run: run: best is 3"),
+        ({"steps": 0}, "steps=0"),
+    ],
+)
+def test_settings_that_are_not_understood(values, message):
+    with pytest.raises(InputError) as caught:
+        config_lib.from_json(SFTConfig, values, "run")
     assert message in str(caught.value)
 
 

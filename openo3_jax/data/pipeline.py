@@ -84,6 +84,10 @@ class SFTBatches:
         """The static shapes, one for each class of like lengths."""
         return self._plans.shapes
 
+    def sizes(self, step: int) -> list[packing.Size]:
+        """The room that each sample of a step takes, in all processes."""
+        return self._samples.sizes([index for row in self._plans.batch(step).rows for index in row])
+
     def state(self, step: int) -> loader.IteratorState:
         """What a checkpoint keeps to go on with `step`, with any number of workers and processes."""
         return loader.state_at(step, self._plans, self._config.seed, self._data)

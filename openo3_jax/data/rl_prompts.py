@@ -1,5 +1,6 @@
 """Records of stage two -> encoded prompts, step by step, of like length, read while the step before is trained on."""
 
+import functools
 import os
 from collections.abc import Sequence
 from typing import NamedTuple
@@ -45,6 +46,7 @@ class Prompts:
         config: GSPOConfig,
         wording: prompts.Prompts,
     ):
+        self._config = config
         self._samples = samples.Samples(
             records,
             root,
@@ -69,6 +71,18 @@ class Prompts:
 
     def __call__(self, step: int) -> StepPrompts:
         return self._load(step)
+
+    def state(self, step: int) -> loader.IteratorState:
+        """What a checkpoint keeps to go on with `step`, with any number of workers."""
+        return loader.state_at(step, self._plans, self._config.seed, self._data)
+
+    def step_of(self, state: loader.IteratorState) -> int:
+        """The step to go on with. Raises: InputError for the state of other data, or of another order."""
+        return loader.step_of(state, self._plans, self._config.seed, self._data)
+
+    @functools.cached_property
+    def _data(self) -> str:
+        return plan.data_hash([], self._samples.data_hash, self._config.batch_size, self._config.weights)
 
     def _report(self, ready: loader.Ready) -> StepPrompts:
         reasons, good, bad = self._samples.bad.reasons, [], []

@@ -105,24 +105,25 @@ def _stills(
 ) -> Embedded:
     """What a model is shown of the clip, and the cited moments where they can be found."""
     clip = decoder.read(path, config)
-    frames, times_s, what = list(clip.frames), clip.times_s.tolist(), "evenly spread frames and the cited moments"
-    wanted = list(moments_s)[: _MOST_STILLS - len(frames)]
-    try:
-        frames += list(decoder.frames_at(path, wanted, config)) if wanted else []
-        times_s += wanted
-    except InputError:
-        what = "evenly spread frames"
-    stills, size = [], 0
-    for time_s, i in sorted({time_s: i for i, time_s in enumerate(times_s)}.items()):
-        uri = picture_uri(frames[i])
+    spread = list(zip(clip.times_s.tolist(), clip.frames, strict=True))
+    cited, what = [], "evenly spread frames and the cited moments"
+    if moments_s:
+        try:
+            wanted = list(moments_s)[: _MOST_STILLS - len(spread)]
+            cited = list(zip(wanted, decoder.frames_at(path, wanted, config), strict=True))
+        except InputError:
+            what = "evenly spread frames"
+    stills, size = {}, 0
+    for time_s, pixels in [*cited, *spread]:
+        uri = picture_uri(pixels)
         size += len(uri) * 3 // 4
         if size > limits.max_bytes:
             what += ", as many as fit"
             break
-        stills.append(Still(time_s, uri))
+        stills.setdefault(time_s, Still(time_s, uri))
     height, width = clip.source_hw
     note = f"stills instead of the clip ({reason}): {what}"
-    return Embedded("stills", "", tuple(stills), float(clip.duration_s), width, height, note)
+    return Embedded("stills", "", tuple(stills[t] for t in sorted(stills)), float(clip.duration_s), width, height, note)
 
 
 def embed_picture(path: str | os.PathLike, decoder: Decoder, limits: Limits | None = None) -> Embedded:

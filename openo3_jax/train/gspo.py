@@ -1,10 +1,12 @@
 """Stage two: prompts -> groups of answers -> rewards -> a policy that answers better."""
 
+import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import jax
 import numpy as np
@@ -12,14 +14,14 @@ from jax.sharding import Mesh
 
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import GSPOConfig
-from openo3_jax.data import annotations, prompts, rl_prompts
+from openo3_jax.data import annotations, plan, prompts, rl_prompts
 from openo3_jax.errors import InputError
-from openo3_jax.train import loop, rollout, run, steps
+from openo3_jax.train import guards, loop, profiling, rollout, run, runlog, steps
+from openo3_jax.train import resume as resume_lib
 from openo3_jax.train import state as state_lib
 from openo3_jax.train.state import TrainState
 
-SAMPLES = "samples.jsonl"  # every completion with its record and rewards; `openo3 score` reads it
-BAD_SAMPLES = "bad_samples.jsonl"
+SAMPLES, BAD_SAMPLES = run.SAMPLES, run.BAD_SAMPLES
 
 
 def run_gspo(
@@ -32,31 +34,47 @@ def run_gspo(
     prompts_file: Path | None = None,
     reference: Path | None = None,
     reward: rollout.Reward | None = None,
+    resume: bool = False,
+    profile: profiling.Steps | None = None,
     evaluate: loop.Evaluator | None = None,
     stop: loop.StopRule | None = None,
 ) -> policy_lib.Policy:
     """Train `model` on the questions of `data/json_data/STGR-RL.json`, write the run into `out`, return the policy.
 
     `reference`: the model not to leave too far behind, None for `model` itself. `reward`: one of the caller's own,
-    None for this package's under `config.rules`. `out` is as that of `run_sft`, with samples.jsonl.
+    None for this package's under `config.rules`. `out`, `resume` and `profile` are as those of `run_sft`; `out` has
+    samples.jsonl. The model and the reference of a run to resume are read again, and must be what they were.
     Raises: InputError for an `out` that is not empty, no or bad records, too many unreadable media, a reference of
-    another shape, a reward or a loss that is not finite.
+    another shape, a reward or a loss that is not finite, a run with other settings, data or model to resume; Stopped
+    after a signal, with the state saved.
     """
-    run.check_new(out)
+    run.check_resumable(out) if resume else run.check_new(out)
+    log = runlog.RunLog(out)
     records = annotations.load_stage(data, "rl")
     if not records:
         raise InputError(f"{data}: its {annotations.STAGE_FILES['rl']} holds no records; expected at least one")
     wording = prompts.load_prompts(prompts_file)
     policy = policy_lib.load_pretrained(model, mesh=mesh, video=config.video)
     anchor = None if reference is None else policy_lib.load_pretrained(reference, mesh=policy.mesh)
-    state = state_lib.make_state(policy, config, reference=anchor)
-    policy, anchor = policy.without_weights(), None  # the state has its own copies
+    compared = None if config.kl_coef == 0 else (anchor or policy).params
+    about = resume_lib.describe("gspo", config, plan.data_hash(records), policy.params, compared)
+    found = resume_lib.find(out, about, log.say) if resume else None
+    make = state_lib.make_state if found is None else state_lib.resume_state
+    state = make(policy, config, reference=anchor)
+    policy, anchor, compared = policy.without_weights(), None, None  # the state has its own copies
     with rl_prompts.Prompts(records, data, policy.processor, config, wording) as source:
-        source(0)  # reads the media of the first step before anything is written
-        run.create(out, policy, "gspo", config)
+        start = 0 if found is None else source.step_of(resume_lib.position(found))
+        if start < config.steps:
+            source(start)  # reads the media of the first step before anything is written
+        run.create(out, policy, "gspo", config, reference=None if reference is None else str(reference))
+        state = resume_lib.go_on(out, found, state)
         max_bad = int(config.max_bad_fraction * len(records))
-        stage = _GSPO(policy, source, config, reward or rollout.rubric_reward(config.rules), out, max_bad)
-        return loop.train(stage, state, policy, out=out, steps=config.steps, evaluate=evaluate, stop=stop)
+        guard = guards.Guard("gspo", config, out, log)
+        stage = _GSPO(policy, source, config, reward or rollout.rubric_reward(config.rules), out, max_bad, guard)
+        if found is not None:
+            stage.remember(found.memory)
+        this = loop.Run(out, config, about, log, start, profile)
+        return loop.train(stage, state, policy, this, evaluate=evaluate, stop=stop)
 
 
 class _GSPO:
@@ -71,7 +89,9 @@ class _GSPO:
         reward: rollout.Reward,
         out: Path,
         max_bad: int,  # records
+        guard: guards.Guard,
     ):
+        self._guard = guard
         self._policy = policy
         self._source = source
         self._config = config
@@ -84,30 +104,47 @@ class _GSPO:
         self._score = steps.make_score_step(config)
         self._step = steps.make_gspo_step(config)
 
+    def memory(self, step: int) -> dict[str, Any]:
+        """With the shapes: sums over other padding may differ in their last bits."""
+        buckets = [bucket.to_json() for bucket in (self._prompt_bucket, self._group_bucket)]
+        return {"position": self._source.state(step)._asdict(), "buckets": buckets, "bad": [*self._bad.items()]}
+
+    def remember(self, memory: Mapping[str, Any]) -> None:
+        self._prompt_bucket, self._group_bucket = map(rollout.GrowingBucket.from_json, memory["buckets"])
+        self._bad = {index: error for index, error in memory["bad"]}
+
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
         clock = _Clock()
-        good, bad = self._source(step)
-        self._note_bad(step, bad)
+        with clock.phase("data"):
+            good, bad = self._source(step)
+            self._note_bad(step, bad)
         values = {"data/bad_records": float(len(self._bad))}
         if not good:
             return state, values
-        clock.lap("data")
-        out = self._sample(state, good, step)
-        clock.lap("rollout")
+        with clock.phase("rollout"):
+            out = self._sample(state, good, step)
         progress = (step + 1) / self._config.steps
-        sampled = rollout.Groups(good, out, *rollout.judge(good, out, self._config, self._reward, progress))
-        self._write_samples(sampled, step, progress)
-        clock.lap("reward")
-        state, measured = self._update(state, sampled)
-        clock.lap("update")
-        new = sum(len(tokens) for group in out.tokens for tokens in group)
+        with clock.phase("reward"):
+            sampled = rollout.Groups(good, out, *rollout.judge(good, out, self._config, self._reward, progress))
+            self._write_samples(sampled, step, progress)
+        with clock.phase("update"):
+            state, measured = self._update(state, sampled, step)
+        lengths = [[len(tokens) for tokens in group] for group in out.tokens]
+        new = sum(map(sum, lengths))
         trained = new + sum(len(prompt.sample.tokens) for prompt in good)
         rates = {
             "time/rollout_tokens_per_s": new / clock.seconds["rollout"],
             "time/update_tokens_per_s": trained / clock.seconds["update"],
         }
+        rates |= profiling.rates(self._work(good, lengths), trained, sum(clock.seconds.values()))
         times = {f"time/{phase}_s": seconds for phase, seconds in clock.seconds.items()}
         return state, values | measured | rollout.summarize(sampled) | times | rates
+
+    def _work(self, good: list[rl_prompts.Prompt], lengths: list[list[int]]) -> int:
+        """Operations of the model in a step in which every group is trained on."""
+        groups = [(len(one.sample.tokens), group, one.sample.grids) for one, group in zip(good, lengths, strict=True)]
+        scored = (self._config.kl_coef > 0) + (self._config.old_logp == "recompute")
+        return profiling.gspo_flops(self._policy.config, groups, scored=scored)
 
     def _sample(self, state: TrainState, good: list[rl_prompts.Prompt], step: int) -> policy_lib.Generations:
         config = self._config
@@ -117,7 +154,7 @@ class _GSPO:
         seeds = rollout.prompt_seeds(config.seed, step, len(good))
         return policy.continue_samples(samples, config.sampling, seeds, bucket=self._prompt_bucket(need))
 
-    def _update(self, state: TrainState, sampled: rollout.Groups) -> tuple[TrainState, dict[str, float]]:
+    def _update(self, state: TrainState, sampled: rollout.Groups, step: int) -> tuple[TrainState, dict[str, float]]:
         """One update for each minibatch in which something is kept; the others are counted."""
         size = self._config.batch_size // self._config.minibatches
         slices = [slice(start, start + size) for start in range(0, len(sampled.prompts), size)]
@@ -130,10 +167,13 @@ class _GSPO:
         found: list[dict[str, float]] = []
         for batch in batches:
             state, measured = self._step(state, batch)
-            found.append({name: float(value) for name, value in measured.items()})
+            one = {name: float(value) for name, value in measured.items()}
+            if self._guard(state, batch, step, one):
+                found.append(one)
         values = {f"gspo/{name}": float(np.mean([one[name] for one in found])) for name in (found[0] if found else ())}
         for name in ("logp_gap_mean", "logp_gap_max"):  # later the policy has moved
             values |= {f"gspo/{name}": found[0][name]} if found else {}
+        values["guard/skipped"] = float(len(batches) - len(found))
         return state, values | {"gspo/skipped_updates": float(len(slices) - len(kept))}
 
     def _note_bad(self, step: int, bad: list[rl_prompts.BadPrompt]) -> None:
@@ -170,13 +210,14 @@ class _GSPO:
 
 
 class _Clock:
-    """Seconds of each phase of a step."""
+    """Seconds of each phase of a step; in a trace the phases have their names."""
 
     def __init__(self):
         self.seconds: dict[str, float] = {}
-        self._last_s = time.monotonic()
 
-    def lap(self, phase: str) -> None:
-        now_s = time.monotonic()
-        self.seconds[phase] = now_s - self._last_s
-        self._last_s = now_s
+    @contextlib.contextmanager
+    def phase(self, name: str) -> Iterator[None]:
+        started_s = time.monotonic()
+        with jax.profiler.TraceAnnotation(name):
+            yield
+        self.seconds[name] = time.monotonic() - started_s

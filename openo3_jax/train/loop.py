@@ -1,17 +1,18 @@
-"""The order of events of a run, and nothing else: advance, write, look, save."""
+"""The order of events of a run, and nothing else: advance, look, write, save, stop."""
 
 import dataclasses
 import math
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
-from rich import console
-
-from openo3_jax.errors import InputError
+from openo3_jax.config import GSPOConfig, SFTConfig
+from openo3_jax.errors import InputError, Stopped
 from openo3_jax.policy import Policy
-from openo3_jax.train import checkpoint, metrics, run
+from openo3_jax.train import best as best_lib
+from openo3_jax.train import checkpoint, guards, journal, machine, metrics, profiling, run, signals, watchdog
+from openo3_jax.train.runlog import RunLog
 from openo3_jax.train.state import TrainState
 
 Evaluator = Callable[[Policy, int], Mapping[str, float]]  # (policy, steps done) -> metrics; {} where none are due
@@ -20,7 +21,7 @@ StopRule = Callable[[int, Mapping[str, float]], bool]  # (steps done, metrics) -
 
 @runtime_checkable
 class Stage(Protocol):
-    """One of the two stages: what a step is, and what of it stands in the progress line."""
+    """One of the two stages: what a step is, what of it stands in the progress line, and what must survive a kill."""
 
     name: str
     headline: str  # a metric
@@ -28,38 +29,73 @@ class Stage(Protocol):
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
         """Make step `step` (from 0): the state after it, and what was measured."""
 
+    def memory(self, step: int) -> dict[str, Any]:
+        """What goes on with `step` must know beside the state, as JSON has it."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """Where a run writes, what its checkpoints say of it, and how many steps were made when it was stopped."""
+
+    out: Path
+    config: SFTConfig | GSPOConfig
+    about: Mapping[str, Any]
+    log: RunLog
+    start: int = 0
+    profile: profiling.Steps | None = None  # steps to trace
+
 
 def train(
     stage: Stage,
     state: TrainState,
     policy: Policy,
+    this: Run,
     *,
-    out: Path,
-    steps: int,
     evaluate: Evaluator | None = None,
     stop: StopRule | None = None,
 ) -> Policy:
-    """Make `steps` steps, or fewer if `stop` says so; write metrics as they come and a checkpoint at the end.
+    """Make the steps that are left, or fewer if `stop` says so; write metrics and checkpoints as they come.
 
     `policy` lends the evaluator and the result what is not in the state; its weights are not used.
-    Raises: InputError for a loss that is not finite.
+    Raises: InputError where the guards of the stage do, or if the last checkpoint cannot be written; Stopped after a
+    signal, with the state saved.
     """
-    with metrics.JsonlWriter(out / run.METRICS) as writer, metrics.Progress(stage.name, steps) as progress:
-        for done in range(1, steps + 1):
+    out, settings, steps, say = this.out, this.config.run, this.config.steps, this.log.say
+    past = metrics.read_lines(out / run.METRICS)
+    spikes, best = guards.Spikes(stage.name, past), best_lib.Best(settings, past)
+    done, is_last, is_told = this.start, best.is_over or this.start >= steps, False
+    values = {name: value for name, value in past[-1].items() if value is not None} if past else {}
+    with (
+        journal.Journal(out, stage.name, stage.headline, this.config, this.log, start=this.start) as book,
+        checkpoint.Checkpoints(out / run.CHECKPOINTS, keep_last=settings.keep_last, say=say) as checkpoints,
+        profiling.Tracer(out / run.PROFILE, this.profile) as tracer,
+        machine.Machine() as computer,
+        watchdog.Watchdog(settings.stuck_after_s, say) as dog,
+        signals.StopSignals(say) as caught,
+    ):
+        while not is_last and not is_told:
+            done += 1
+            dog.beat(f"making step {done}")
             started_s = time.monotonic()
-            state, values = stage(state, done - 1)
+            with tracer.step(done):
+                state, values = stage(state, done - 1)
             values["time/total_s"] = time.monotonic() - started_s
             if evaluate is not None:
+                dog.beat(f"evaluating after step {done}")
                 values |= evaluate(dataclasses.replace(policy, params=state.params), done)
-            writer.write(done, values)
-            note = f"{stage.headline} {values.get(stage.headline, math.nan):.3f}"
-            progress.update(done, note)
-            loss = values.get(f"{stage.name}/loss", 0.0)
-            if not math.isfinite(loss):
-                raise InputError(f"{stage.name}: the loss is {loss} at step {done}; lower optimizer.learning_rate")
-            if stop is not None and stop(done, values):
-                break
-    checkpoint.save(out / run.CHECKPOINTS, state)
-    say = console.Console(stderr=True).print
-    say(f"{stage.name}: {done} steps, {note}, saved in {out}", soft_wrap=True)
+            score = best(values)
+            values |= spikes(values) | computer.values()
+            book.write(done, values)
+            is_last = done == steps or best.is_over or (stop is not None and stop(done, values))
+            is_told = caught.name is not None  # asked once: a later signal waits for the next step
+            if is_last or is_told or best.is_new or done % settings.save_every == 0:
+                dog.beat(f"saving step {done}")
+                checkpoints.save(state, checkpoint.Record(done, this.about, stage.memory(done), score))
+        dog.beat("writing the last checkpoint")
+        checkpoints.wait()
+        if checkpoints.failure is not None:
+            raise InputError(checkpoints.failure)
+        if not is_last:
+            raise Stopped(f"{caught.name}: {done} of {steps} steps are saved in {out}; go on with --resume")
+    say(f"{stage.name}: {done} steps, {stage.headline} {values.get(stage.headline, math.nan):.4g}, saved in {out}")
     return dataclasses.replace(policy, params=state.params)

@@ -1,12 +1,16 @@
-"""Where numbers of a run go: one JSON line per step, and a progress line on stderr."""
+"""Numbers as JSON lines, written and read back, and a progress line for work that has no metrics."""
 
+import contextlib
 import json
 import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 from rich import console, progress
+
+from openo3_jax.errors import InputError
 
 REPORT_EVERY_S = 10.0  # of plain lines, where stderr is not a terminal
 
@@ -15,18 +19,31 @@ class JsonlWriter:
     """Appends `{"step": .., name: value, ..}` lines; each is flushed, so a killed run loses none. A context manager."""
 
     def __init__(self, file: Path):
+        self._file = file
         self._stream = file.open("a", encoding="utf-8")
 
     def write(self, step: int, values: Mapping[str, float]) -> None:
         finite = {name: value if math.isfinite(value) else None for name, value in values.items()}
-        self._stream.write(json.dumps({"step": step, **finite}) + "\n")
-        self._stream.flush()
+        try:
+            self._stream.write(json.dumps({"step": step, **finite}) + "\n")
+            self._stream.flush()
+        except OSError as error:
+            raise InputError(f"{self._file}: cannot be written: {error.strerror}; go on with --resume") from None
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):  # of the line that could not be written
+            self._stream.close()
 
     def __enter__(self) -> "JsonlWriter":
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._stream.close()
+        self.close()
+
+
+def read_lines(file: Path) -> list[dict[str, Any]]:
+    """What `JsonlWriter` wrote, None for values that were not finite."""
+    return [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()] if file.exists() else []
 
 
 class Progress:

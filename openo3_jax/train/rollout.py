@@ -1,7 +1,8 @@
 """Prompts -> groups of completions, judged -> arrays for the update: host code around jitted parts."""
 
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Shaped
@@ -39,6 +40,18 @@ class GrowingBucket:
     def __call__(self, need: packing.Bucket) -> packing.Bucket:
         self._bucket = need if self._bucket is None else packing.union(self._bucket, need)
         return self._bucket
+
+    def to_json(self) -> dict[str, Any] | None:
+        """What a checkpoint keeps: None before the first bucket."""
+        return None if self._bucket is None else dataclasses.asdict(self._bucket)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any] | None) -> "GrowingBucket":
+        growing = cls()
+        if values is not None:
+            frames = {int(size): count for size, count in values["frames"].items()}
+            growing._bucket = packing.Bucket(**{**values, "frames": frames})
+        return growing
 
 
 def prompt_seeds(seed: int, step: int, number: int) -> list[int]:

@@ -1,14 +1,15 @@
 """The directory of a run: what is written first, and the policy that can be read back from it."""
 
-import dataclasses
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from openo3_jax import config as config_lib
 from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import GSPOConfig, SFTConfig, VideoConfig
@@ -19,6 +20,10 @@ from openo3_jax.train import checkpoint
 
 CONFIG = "config.json"  # the resolved settings
 METRICS = "metrics.jsonl"
+SAMPLES = "samples.jsonl"  # of stage two: every completion with its record and rewards; `openo3 score` reads it
+BAD_SAMPLES = "bad_samples.jsonl"  # records that could not be used
+TENSORBOARD = "tensorboard"
+PROFILE = "profile"
 CHECKPOINTS = "checkpoints"
 MODEL_FILES = "model"  # config, tokenizer and processor files of the model that the run started from
 
@@ -26,21 +31,45 @@ MODEL_FILES = "model"  # config, tokenizer and processor files of the model that
 def check_new(out: Path) -> None:
     """Raises InputError unless `out` can become the directory of a new run."""
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists and is not an empty directory; choose another place for the run")
+        raise InputError(
+            f"{out}: exists and is not an empty directory; choose another place for the run, or --resume it"
+        )
 
 
-def create(out: Path, policy: policy_lib.Policy, stage: Literal["sft", "gspo"], config: SFTConfig | GSPOConfig) -> None:
-    """Write everything that is known before the first step."""
+def check_resumable(out: Path) -> None:
+    """Raises InputError for a directory that is not that of a run. One that is missing or empty becomes a new run."""
+    if out.is_dir() and any(out.iterdir()) and not (out / CONFIG).is_file() and not (out / MODEL_FILES).is_dir():
+        raise InputError(f"{out}: holds no {CONFIG}; expected the directory of a training run, or a new one")
+
+
+def create(
+    out: Path, policy: policy_lib.Policy, stage: Literal["sft", "gspo"], config: SFTConfig | GSPOConfig, **more: Any
+) -> None:
+    """Write everything that is known before the first step; config.json, with `more`, is the last of it."""
     files = out / MODEL_FILES
-    files.mkdir(parents=True)
+    files.mkdir(parents=True, exist_ok=True)
     policy_lib.copy_model_files(policy.directory, files)
     settings = {
         "model": str(policy.directory),
         "stage": stage,
-        "config": dataclasses.asdict(config),
+        "config": config_lib.to_json(config),
         "dtypes": {key: dtype.name for key, dtype in policy.dtypes.items()},
+        **more,
     }
-    (out / CONFIG).write_text(json.dumps(settings, indent=2) + "\n")
+    partial = out / f"{CONFIG}.partial"
+    partial.write_text(json.dumps(settings, indent=2) + "\n")
+    os.replace(partial, out / CONFIG)
+
+
+def load_config(file: Path, stage: Literal["sft", "gspo"]) -> SFTConfig | GSPOConfig:
+    """The settings in the config.json of a run. Raises: InputError for another stage, unknown or missing fields."""
+    try:
+        settings = json.loads(file.read_text())
+    except ValueError as error:
+        raise InputError(f"{file}: no JSON ({error}); expected the {CONFIG} of a run") from None
+    if not isinstance(settings, dict) or settings.get("stage") != stage or "config" not in settings:
+        raise InputError(f"{file}: expected the {CONFIG} of a run of {stage}")
+    return config_lib.from_json(SFTConfig if stage == "sft" else GSPOConfig, settings["config"], str(file))
 
 
 def load(directory: Path, *, mesh: Mapping[str, int] | Mesh | None = None) -> policy_lib.Policy:
@@ -58,6 +87,6 @@ def load(directory: Path, *, mesh: Mapping[str, int] | Mesh | None = None) -> po
         processor=processor,
         directory=directory / MODEL_FILES,
         dtypes={key: jnp.dtype(name) for key, name in settings["dtypes"].items()},
-        video=VideoConfig(**settings["config"]["video"]),
+        video=config_lib.from_json(VideoConfig, settings["config"]["video"], str(directory / CONFIG)),
         video_mode="frames",
     )

@@ -3,14 +3,17 @@
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import jax
 from jax.sharding import Mesh
 
 from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import SFTConfig
-from openo3_jax.data import annotations, pipeline, prompts
-from openo3_jax.train import loop, run, steps
+from openo3_jax.data import annotations, pipeline, plan, prompts
+from openo3_jax.train import guards, loop, profiling, run, runlog, steps
+from openo3_jax.train import resume as resume_lib
 from openo3_jax.train import state as state_lib
 from openo3_jax.train.state import TrainState
 
@@ -23,43 +26,68 @@ def run_sft(
     config: SFTConfig,
     mesh: Mapping[str, int] | Mesh | None = None,
     prompts_file: Path | None = None,
+    resume: bool = False,
+    profile: profiling.Steps | None = None,
     evaluate: loop.Evaluator | None = None,
     stop: loop.StopRule | None = None,
 ) -> policy_lib.Policy:
     """Train `model` on `data/json_data/STGR-SFT.json`, write the run into `out`, return the trained policy.
 
-    `out` holds config.json (resolved), metrics.jsonl, model/ (the files beside the weights) and, at the end,
-    checkpoints/. `evaluate` may add metrics after a step, `stop` may end the run early.
-    Raises: InputError for an `out` that is not empty, bad records or media, and a loss that is not finite.
+    `out` holds config.json (resolved), metrics.jsonl, log.txt, model/ (the files beside the weights) and checkpoints/.
+    `resume`: go on with the run in `out` at its newest checkpoint, bit for bit as if it had never been stopped; a new
+    run where there is none. `profile`: steps to trace into `out`/profile. `evaluate` may add metrics after
+    a step, `stop` may end the run early.
+    Raises: InputError for an `out` that is not empty, bad records or media, a loss that is not finite, a run with other
+    settings, data or model to resume; Stopped after a signal, with the state saved.
     """
-    run.check_new(out)
+    run.check_resumable(out) if resume else run.check_new(out)
+    log = runlog.RunLog(out)
     records = annotations.load_stage(data, "sft")
     wording = prompts.load_prompts(prompts_file)
     policy = policy_lib.load_pretrained(model, mesh=mesh, video=config.video)
-    state = state_lib.make_state(policy, config)
+    about = resume_lib.describe("sft", config, plan.data_hash(records), policy.params)
+    found = resume_lib.find(out, about, log.say) if resume else None
+    state = state_lib.make_state(policy, config) if found is None else state_lib.resume_state(policy, config)
     policy = policy.without_weights()  # the state has its own copy; the loaded one may go
     ways = policy.round_rows(1)
     with pipeline.Samples(records, data, "sft", policy.processor, config, wording) as samples:
         batches = pipeline.SFTBatches(samples, policy.processor, config, rows_multiple=ways)
-        batches(0)  # media that cannot be read are named before anything is written
+        start = 0 if found is None else batches.step_of(resume_lib.position(found))
+        if start < config.steps:
+            batches(start)  # media that cannot be read are named before anything is written
         run.create(out, policy, "sft", config)
-        stage = _SFT(batches, policy.mesh, config)
-        return loop.train(stage, state, policy, out=out, steps=config.steps, evaluate=evaluate, stop=stop)
+        state = resume_lib.go_on(out, found, state)
+        stage = _SFT(batches, policy, config, guards.Guard("sft", config, out, log))
+        this = loop.Run(out, config, about, log, start, profile)
+        return loop.train(stage, state, policy, this, evaluate=evaluate, stop=stop)
 
 
 class _SFT:
     name = "sft"
     headline = "sft/loss"
 
-    def __init__(self, batches: pipeline.SFTBatches, mesh: Mesh, config: SFTConfig):
+    def __init__(self, batches: pipeline.SFTBatches, policy: policy_lib.Policy, config: SFTConfig, guard: guards.Guard):
         self._batches = batches
-        self._mesh = mesh
+        self._policy = policy  # without weights
+        self._guard = guard
         self._step = steps.make_sft_step(config)
+
+    def memory(self, step: int) -> dict[str, Any]:
+        return {"position": self._batches.state(step)._asdict()}
 
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
         started_s = time.monotonic()
-        batch = mesh_lib.shard_rows(self._batches(step), self._mesh)
+        with jax.profiler.TraceAnnotation("data"):
+            batch = mesh_lib.shard_rows(self._batches(step), self._policy.mesh)
         ready_s = time.monotonic()
-        state, measured = self._step(state, batch)
-        values = {f"sft/{name}": float(value) for name, value in measured.items()}
-        return state, values | {"time/data_s": ready_s - started_s, "time/step_s": time.monotonic() - ready_s}
+        with jax.profiler.TraceAnnotation("update"):
+            state, measured = self._step(state, batch)
+            values = {name: float(value) for name, value in measured.items()}
+        done_s = time.monotonic()
+        is_made = self._guard(state, batch, step, values)
+        sizes = self._batches.sizes(step)
+        work = profiling.sft_flops(self._policy.config, sizes)
+        rates = profiling.rates(work, sum(size.tokens for size in sizes), done_s - started_s)
+        times = {"time/data_s": ready_s - started_s, "time/step_s": done_s - ready_s}
+        named = {f"sft/{name}": value for name, value in values.items()}
+        return state, named | {"guard/skipped": float(not is_made)} | times | rates

@@ -1,6 +1,7 @@
 """What training changes, and what it must not: weights, optimizer, step; the frozen reference. A pytree."""
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -40,22 +41,60 @@ def make_state(policy: Policy, config: SFTConfig | GSPOConfig, *, reference: Pol
     In stage two with a divergence (`kl_coef` > 0) it keeps the weights of `reference`, None for those of `policy`.
     Raises: InputError for a reference of another shape.
     """
-    has_reference = isinstance(config, GSPOConfig) and config.kl_coef > 0
+    make, anchor = _start(config, policy.graphdef), _anchor(policy, config, reference)
+    places = mesh_lib.state_shardings(jax.eval_shape(make, policy.params, anchor), policy.mesh)
+    return jax.jit(make, out_shardings=places)(policy.params, anchor)
+
+
+def resume_state(policy: Policy, config: SFTConfig | GSPOConfig, *, reference: Policy | None = None) -> TrainState:
+    """Shapes and places of everything that changes, for a checkpoint to fill; the reference as `make_state` has it."""
+    make, anchor = _start(config, policy.graphdef), _anchor(policy, config, reference)
+    shapes = jax.eval_shape(make, policy.params, anchor)
+    places = mesh_lib.state_shardings(shapes, policy.mesh)
+    abstract = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, places)
+    if anchor is None:
+        return abstract
+    kept = jax.jit(lambda tree: _copy(tree, config.compute_dtype), out_shardings=places.reference)(anchor)
+    return dataclasses.replace(abstract, reference=kept)
+
+
+def checksum(tree: Any) -> int:
+    """Of all bits of all arrays, the same on every mesh: equal weights have equal ones."""
+
+    def add(tree: Any) -> jax.Array:
+        words = {2: jnp.uint16, 4: jnp.uint32}
+        parts = [jax.lax.bitcast_convert_type(x, words[x.dtype.itemsize]) for x in jax.tree.leaves(tree)]
+        sums = [part.astype(jnp.uint32).sum(dtype=jnp.uint32) for part in parts]
+        return sum((jnp.uint32(2 * i + 1) * one for i, one in enumerate(sums)), jnp.uint32(0))
+
+    return int(jax.jit(add)(tree))
+
+
+def _start(config: SFTConfig | GSPOConfig, graphdef: nnx.GraphDef) -> Callable[[nnx.State, Any], TrainState]:
+    """(weights, those of the reference or None) -> the first state."""
+    optimizer = optimizer_lib.make_optimizer(config.optimizer, config.updates)
+
+    def make(params: nnx.State, anchor: Any) -> TrainState:
+        own = _copy(params, jnp.float32)
+        return TrainState(jnp.int32(0), own, optimizer.init(own), _copy(anchor, config.compute_dtype), graphdef)
+
+    return make
+
+
+def _copy(tree: Any, dtype: Any) -> Any:
+    return jax.tree.map(lambda x: jnp.array(x, dtype, copy=True), tree)
+
+
+def _anchor(policy: Policy, config: SFTConfig | GSPOConfig, reference: Policy | None) -> Any:
+    """The weights not to leave too far behind, None where there is no divergence."""
     if reference is not None and reference.config != policy.config:
         raise InputError(
             f"{reference.directory}: the reference is another model than {policy.directory} "
             f"({_difference(reference.config, policy.config)}); expected the same sizes"
         )
-    optimizer = optimizer_lib.make_optimizer(config.optimizer, config.updates)
-
-    def make(params: nnx.State, anchor: nnx.State) -> TrainState:
-        own = jax.tree.map(lambda x: jnp.array(x, jnp.float32, copy=True), params)
-        kept = jax.tree.map(lambda x: jnp.array(x, config.compute_dtype, copy=True), anchor) if has_reference else None
-        return TrainState(jnp.int32(0), own, optimizer.init(own), kept, policy.graphdef)
-
-    arguments = policy.params, (reference or policy).params
-    places = mesh_lib.state_shardings(jax.eval_shape(make, *arguments), policy.mesh)
-    return jax.jit(make, out_shardings=places)(*arguments)
+    if not isinstance(config, GSPOConfig) or config.kl_coef == 0:
+        return None
+    return (reference or policy).params
 
 
 def _difference(one: ModelConfig, other: ModelConfig) -> str:

@@ -19,6 +19,7 @@ Metrics = dict[str, Array]
 Config = SFTConfig | GSPOConfig
 
 
+@jax.named_scope("score")
 def score_batch(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch, config: Config) -> losses.TargetScores:
     """Log-probability and entropy of every target, in nats, computed as the config says."""
     model = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype(config.compute_dtype), params))
@@ -37,12 +38,14 @@ def sft_loss(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch, config: SF
 def make_sft_step(config: SFTConfig) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
     """The jitted step of stage one. The state is donated: use the one it returns.
 
+    Where loss or gradient are not finite the state comes back as it was.
+
     Metrics: `loss` (nats per target token), `grad_norm` (before clipping), `learning_rate`, `targets` (their number).
     """
 
     def sft_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         loss, grads = jax.value_and_grad(lambda params: sft_loss(state.graphdef, params, batch, config))(state.params)
-        state, metrics = _update(state, grads, config)
+        state, metrics = _update(state, grads, loss, config)
         return state, {"loss": loss, **metrics, "targets": (batch.target_slots >= 0).sum()}
 
     return jax.jit(sft_step, donate_argnums=0)
@@ -78,6 +81,8 @@ def gspo_loss(
 def make_gspo_step(config: GSPOConfig) -> Callable[[TrainState, Rollouts], tuple[TrainState, Metrics]]:
     """The jitted update of stage two. The state is donated: use the one it returns; its reference never changes.
 
+    Where loss or gradient are not finite the state comes back as it was.
+
     Metrics: `loss`, `policy` (loss without the divergence), `kl`, `ratio`, `clip_fraction`, `entropy`, and
     `logp_gap_mean`, `logp_gap_max` between the training forward and the sampler, nats; `grad_norm`, `learning_rate`.
     """
@@ -87,7 +92,7 @@ def make_gspo_step(config: GSPOConfig) -> Callable[[TrainState, Rollouts], tuple
             return gspo_loss(state.graphdef, params, state.reference, rollouts, config)
 
         grads, parts = jax.grad(loss_of, has_aux=True)(state.params)
-        state, metrics = _update(state, grads, config)
+        state, metrics = _update(state, grads, parts["loss"], config)
         return state, {**parts, **metrics}
 
     return jax.jit(gspo_step, donate_argnums=0)
@@ -98,13 +103,18 @@ def make_score_step(config: GSPOConfig) -> Callable[[TrainState, Batch], Array]:
     return jax.jit(lambda state, batch: score_batch(state.graphdef, state.params, batch, config).logp)
 
 
-def _update(state: TrainState, grads: nnx.State, config: Config) -> tuple[TrainState, Metrics]:
-    """One step of the optimizer; the new state lives where the old one did."""
+@jax.named_scope("optimizer")
+def _update(state: TrainState, grads: nnx.State, loss: Array, config: Config) -> tuple[TrainState, Metrics]:
+    """One step of the optimizer if loss and gradient are finite; the new state lives where the old one did."""
     optimizer = optimizer_lib.make_optimizer(config.optimizer, config.updates)
     schedule = optimizer_lib.make_schedule(config.optimizer, config.updates)
     updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
-    params = optax.apply_updates(state.params, updates)
-    new = TrainState(state.step + 1, params, opt_state, state.reference, state.graphdef)
-    mesh = nnx.merge(state.graphdef, params).mesh
-    metrics = {"grad_norm": optax.tree.norm(grads), "learning_rate": jnp.asarray(schedule(state.step))}
+    norm = optax.tree.norm(grads)
+    finite = jnp.isfinite(loss) & jnp.isfinite(norm)
+    old = state.step, state.params, state.opt_state
+    made = state.step + 1, optax.apply_updates(state.params, updates), opt_state
+    kept = jax.tree.map(lambda new, before: jnp.where(finite, new, before), made, old)
+    new = TrainState(*kept, state.reference, state.graphdef)
+    mesh = nnx.merge(state.graphdef, state.params).mesh
+    metrics = {"grad_norm": norm, "learning_rate": jnp.asarray(schedule(state.step))}
     return jax.lax.with_sharding_constraint(new, mesh_lib.state_shardings(new, mesh)), metrics

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from openo3_jax import api, cli, policy
-from openo3_jax.data import synthetic
+from report import moving_square
 
 TEXT = "<think><obj>it</obj><box>[28,21,56,42]</box>at<t>1.5</t>s</think><answer>It.</answer>"
 FRAMES = ["--video.max-frames", "4", "--video.min-pixels", "12544", "--video.max-pixels", "12544"]
@@ -21,8 +21,7 @@ class Answerer:
 @pytest.fixture
 def clip(tmp_path, monkeypatch):
     monkeypatch.setattr(api, "load_pretrained", lambda *_, **__: Answerer())
-    synthetic.render_clip(tmp_path / "clip.mp4", seed=1)
-    return tmp_path / "clip.mp4"
+    return moving_square.write(tmp_path / "clip.mp4")
 
 
 def test_boxes_are_scaled_from_the_frames_that_were_shown(clip, tmp_path, capsys):

@@ -13,9 +13,9 @@ import pytest
 
 from openo3_jax import cli, tasks
 from openo3_jax.config import VideoConfig
-from openo3_jax.data import synthetic
 from openo3_jax.data.video import Decoder
 from openo3_jax.report import embed, evidence, pages, verdicts
+from report import moving_square
 
 NASTY = "<script>document.title='taken'</script><img src=x onerror=alert(1)>\"'&</pre>"
 RECORD = {
@@ -209,8 +209,7 @@ def test_boxes_of_pictures_are_held_against_the_resized_truth():
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    return path, synthetic.render_clip(path, seed=4)
+    return moving_square.write(tmp_path_factory.mktemp("clip") / "clip.mp4")
 
 
 @pytest.fixture(scope="module")
@@ -221,8 +220,7 @@ def decoder():
 
 def test_the_embedded_clip_shows_cited_moments_exactly(clip, decoder):
     """10 frames a second; at 2.13 s frame 21 is shown, and the page's clip has a frame that begins just then."""
-    path, _ = clip
-    made = embed.embed_clip(path, decoder, [2.13, 99.0, -1.0], embed.Limits(fps=3.0))
+    made = embed.embed_clip(clip, decoder, [2.13, 99.0, -1.0], embed.Limits(fps=3.0))
     assert (made.kind, made.width, made.height, made.duration_s) == ("video", 140, 112, 4.0)
     content = base64.b64decode(made.uri.removeprefix("data:video/webm;base64,"))
     with av.open(io.BytesIO(content)) as container:
@@ -230,18 +228,18 @@ def test_the_embedded_clip_shows_cited_moments_exactly(clip, decoder):
         shown = {round(1000 * frame.time): frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)}
     times_ms = [0, 333, 667, 1000, 1333, 1667, 2000, 2130, 2333, 2667, 3000, 3333, 3667, 4000]
     assert sorted(shown) == times_ms
-    true = decoder.frames_at(path, [2.1], VideoConfig(min_pixels=784, max_pixels=640 * 360))[0]
+    true = decoder.frames_at(clip, [2.1], VideoConfig(min_pixels=784, max_pixels=640 * 360))[0]
     assert np.abs(shown[2130].astype(int) - true).mean() < 6
     assert np.abs(shown[333].astype(int) - true).mean() > 6
 
 
 @pytest.mark.parametrize(
     ("limits", "reason"),
-    [(embed.Limits(max_frames=6), "4 s long"), (embed.Limits(max_bytes=20_000, fps=20.0), "more than 0.0")],
+    [(embed.Limits(max_frames=6), "4 s long"), (embed.Limits(max_bytes=6_000, fps=20.0), "more than 0.0")],
 )
 def test_what_does_not_fit_becomes_stills(monkeypatch, clip, decoder, limits, reason):
     monkeypatch.setitem(embed._CODEC_OPTIONS, "crf", "0")
-    made = embed.embed_clip(clip[0], decoder, [1.234], limits)
+    made = embed.embed_clip(clip, decoder, [1.234], limits)
     assert made.kind == "stills" and made.uri == "" and reason in made.note
     assert 1.234 in [still.time_s for still in made.stills]
     assert sum(len(still.uri) for still in made.stills) < limits.max_bytes * 4 / 3 + 1000

@@ -2,16 +2,18 @@
 
 import json
 
+import numpy as np
 import pytest
 
 from openo3_jax import tags
-from openo3_jax.data import synthetic
 from openo3_jax.data.video import Decoder
 from openo3_jax.report import embed, evidence
 from openo3_jax.report.verdicts import Scored, TrueBox, Verdict
+from report import moving_square
 from report.browser import Browser
 
 SHOWN_HW = (84.0, 112.0)  # not the clip's shape: boxes must be scaled on each axis
+EARLY, LATE = 5, 30  # frames; ten a second
 CLICKED = '#sample-0 .part button[data-mark="1"]'
 
 
@@ -23,25 +25,24 @@ def browser():
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """A clip of a red square on green that moves, two claims that are exact, a true box, a script in the text."""
+    """Two claims that are exact, a true box, a script in the text."""
     folder = tmp_path_factory.mktemp("page")
-    seed = next(s for s in range(200) if synthetic._draw(s, 40, 10, 112, 140)[0].name.endswith("square"))
-    track = synthetic.render_clip(folder / "clip.mp4", seed=seed)
+    path = moving_square.write(folder / "clip.mp4")
     height, width = SHOWN_HW
-    early, late = (int(track.visible_s[0] * 10) + 2, int(track.visible_s[1] * 10) - 3)
+    scale = np.array([width, height, width, height])
     claims = [
-        tags.render_claim(track.name, (track.boxes_frac[i] * [width, height, width, height]).tolist(), i / 10)
-        for i in (early, late)
+        tags.render_claim(moving_square.NAME, (moving_square.box_frac(i) * scale).tolist(), i / 10)
+        for i in (EARLY, LATE)
     ]
     nasty = "<script>window.taken = 1</script><img src='http://127.0.0.1:9/x' onerror='window.taken = 1'>"
     text = f"<think>{claims[0]} {nasty} {claims[1]} <t>1e9</t>s</think><answer>{nasty}</answer>"
-    true = TrueBox(track.name, tuple(track.boxes_frac[late].tolist()), late / 10)
+    true = TrueBox(moving_square.NAME, tuple(moving_square.box_frac(LATE)), LATE / 10)
     think = (Verdict(("first",)), Verdict(("IoU 1.000",), (true,)))
     verdicts = ((), think, (), (), ())
-    scored = Scored({"thk_spatial": 1.0}, 1.0, verdicts, ((0.5, 2.0),), (late / 10,), SHOWN_HW)
+    scored = Scored({"thk_spatial": 1.0}, 1.0, verdicts, ((0.5, 2.0),), (LATE / 10,), SHOWN_HW)
     with Decoder() as decoder:
-        clip = embed.embed_clip(folder / "clip.mp4", decoder, evidence.moments_s(text))
-        stills = embed.embed_clip(folder / "clip.mp4", decoder, evidence.moments_s(text), embed.Limits(max_frames=4))
+        clip = embed.embed_clip(path, decoder, evidence.moments_s(text))
+        stills = embed.embed_clip(path, decoder, evidence.moments_s(text), embed.Limits(max_frames=4))
     answers = [
         evidence.Answer(
             title="t", question="q", completion=text, shown_hw=SHOWN_HW, media=media, scored=scored, facts=[("a", "b")]
@@ -51,7 +52,7 @@ def page(tmp_path_factory):
     assert [answer.media.kind for answer in answers] == ["video", "stills"]
     file = folder / "page.html"
     file.write_text(evidence.render_page("t", answers))
-    return file, track, early, late
+    return file
 
 
 def boxes(browser, sample):
@@ -72,17 +73,16 @@ def is_ready(browser):
 
 
 def test_a_click_seeks_and_draws(browser, page):
-    file, track, _, late = page
-    browser.open(file)
+    browser.open(page)
     is_ready(browser)
     assert boxes(browser, "#sample-0") == []
     browser.click(CLICKED)
-    browser.wait(f"const v = document.querySelector('video'); return !v.seeking && v.currentTime > {late / 10 - 0.01}")
-    assert browser.run("return document.querySelector('video').currentTime") == pytest.approx(late / 10, abs=0.01)
+    browser.wait(f"const v = document.querySelector('video'); return !v.seeking && v.currentTime > {LATE / 10 - 0.01}")
+    assert browser.run("return document.querySelector('video').currentTime") == pytest.approx(LATE / 10, abs=0.01)
     (true, *true_at), (said, *said_at) = boxes(browser, "#sample-0")
     assert (true, said) == ("box true", "box color-1")
-    assert said_at == pytest.approx(track.boxes_frac[late], abs=0.012)  # px of the frames shown are whole numbers
-    assert true_at == pytest.approx(track.boxes_frac[late], abs=0.005)
+    assert said_at == pytest.approx(moving_square.box_frac(LATE), abs=0.012)  # px of the frames shown are whole numbers
+    assert true_at == pytest.approx(moving_square.box_frac(LATE), abs=0.005)
     assert (
         browser.run(
             "return document.querySelector('#sample-0 .box.true').style.borderStyle || "
@@ -95,11 +95,10 @@ def test_a_click_seeks_and_draws(browser, page):
 
 def test_the_frame_under_the_box_is_the_cited_one(browser, page):
     """The picture that the browser decoded: the shape's colour in the middle of the box, the ground's where it was."""
-    file, track, early, late = page
-    browser.open(file)
+    browser.open(page)
     is_ready(browser)
     browser.click(CLICKED)
-    browser.wait(f"const v = document.querySelector('video'); return !v.seeking && v.currentTime > {late / 10 - 0.01}")
+    browser.wait(f"const v = document.querySelector('video'); return !v.seeking && v.currentTime > {LATE / 10 - 0.01}")
 
     def color(box):
         middle = [(box[0] + box[2]) / 2, (box[1] + box[3]) / 2]
@@ -113,34 +112,31 @@ def test_the_frame_under_the_box_is_the_cited_one(browser, page):
             middle,
         )
 
-    assert color(track.boxes_frac[late]) == pytest.approx(synthetic.COLORS[track.color], abs=40)
-    assert color(track.boxes_frac[early]) != pytest.approx(synthetic.COLORS[track.color], abs=40)
+    assert color(moving_square.box_frac(LATE)) == pytest.approx(moving_square.BLUE, abs=40)
+    assert color(moving_square.box_frac(EARLY)) != pytest.approx(moving_square.BLUE, abs=40)
 
 
 def test_it_plays_and_draws_on_the_way(browser, page):
-    file, _, early, _ = page
-    browser.open(file)
+    browser.open(page)
     is_ready(browser)
-    browser.run("const v = document.querySelector('video'); v.currentTime = arguments[0]; v.play()", early / 10 - 0.1)
+    browser.run("const v = document.querySelector('video'); v.currentTime = arguments[0]; v.play()", EARLY / 10 - 0.1)
     browser.wait("return document.querySelector('#sample-0 .box.color-0') !== null")
-    browser.wait("return document.querySelector('video').currentTime > arguments[0] + 0.6", early / 10)
+    browser.wait("return document.querySelector('video').currentTime > arguments[0] + 0.6", EARLY / 10)
     browser.wait("return document.querySelector('#sample-0 .box.color-0') === null")
 
 
 def test_stills_follow_a_click_and_the_scrubber(browser, page):
-    file, track, _, late = page
-    browser.open(file)
+    browser.open(page)
     browser.click('#sample-1 .part button[data-mark="1"]')
     shown = "return [...document.querySelectorAll('#sample-1 img.still')].filter((s) => !s.hidden)"
-    assert browser.run(f"{shown}.map((s) => Number(s.dataset.time))") == [late / 10]
-    assert boxes(browser, "#sample-1")[1][1:] == pytest.approx(track.boxes_frac[late], abs=0.012)
+    assert browser.run(f"{shown}.map((s) => Number(s.dataset.time))") == [LATE / 10]
+    assert boxes(browser, "#sample-1")[1][1:] == pytest.approx(moving_square.box_frac(LATE), abs=0.012)
     browser.run("const r = document.querySelector('#sample-1 input'); r.value = 0; r.dispatchEvent(new Event('input'))")
     assert browser.run(f"{shown}.map((s) => Number(s.dataset.time))") == [0] and boxes(browser, "#sample-1") == []
 
 
 def test_the_keyboard_reaches_every_mention(browser, page):
-    file, _, early, _ = page
-    browser.open(file)
+    browser.open(page)
     is_ready(browser)
     for _ in range(30):
         browser.press("Tab")
@@ -149,14 +145,13 @@ def test_the_keyboard_reaches_every_mention(browser, page):
             break
     assert at == ["0", True]
     browser.press("Enter")
-    browser.wait(f"return Math.abs(document.querySelector('video').currentTime - {early / 10}) < 0.01")
+    browser.wait(f"return Math.abs(document.querySelector('video').currentTime - {EARLY / 10}) < 0.01")
     assert [name for name, *_ in boxes(browser, "#sample-0")] == ["box color-0"]
     assert browser.run("return document.activeElement.getAttribute('aria-pressed')") == "true"
 
 
 def test_text_of_a_model_does_not_run_and_nothing_is_asked_of_the_network(browser, page):
-    file, *_ = page
-    browser.open(file)
+    browser.open(page)
     is_ready(browser)
     assert browser.run("return window.taken === undefined")
     assert "<script>window.taken = 1</script>" in browser.run("return document.querySelector('.part.answer').innerText")
@@ -169,7 +164,7 @@ def test_markup_that_slips_in_is_stopped_by_the_policy(browser, page, tmp_path):
     """Were the escaping broken: the script does not run, the picture is not asked for."""
     broken = tmp_path / "broken.html"
     nasty = "<script>window.taken = 1</script><img src='http://127.0.0.1:9/x' onerror='window.taken = 1'>"
-    broken.write_text(page[0].read_text().replace("</h1>", f"</h1>{nasty}", 1))
+    broken.write_text(page.read_text().replace("</h1>", f"</h1>{nasty}", 1))
     browser.open(broken)
     assert browser.run("return window.taken === undefined")
     assert len([line for line in browser.errors() if "Content Security Policy" in line]) >= 2
@@ -178,7 +173,7 @@ def test_markup_that_slips_in_is_stopped_by_the_policy(browser, page, tmp_path):
 @pytest.mark.parametrize("dark", [False, True])
 def test_phone_width_dark_and_light(browser, page, dark):
     """No sideways scrolling at 360 px; text on ground has a contrast of at least 4.5 (WCAG AA); the clip is in view."""
-    browser.open(page[0], width=360, height=740, dark=dark)
+    browser.open(page, width=360, height=740, dark=dark)
     is_ready(browser)
     assert browser.run("return document.documentElement.scrollWidth") == 360
     colors = browser.run(

@@ -6,9 +6,9 @@ import pytest
 from PIL import Image
 
 from openo3_jax import tags
-from openo3_jax.data import synthetic
 from openo3_jax.errors import InputError
 from openo3_jax.report import overlay
+from report import moving_square
 
 TEXT = (
     "<think><obj>a</obj><box>[0,0,50,50]</box><box>[50,50,100,100]</box>at<t>1</t>s then <t>2.5</t>s and "
@@ -42,24 +42,23 @@ def test_a_long_clip_is_played_faster_and_stops_are_exact():
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
-    path = tmp_path_factory.mktemp("clip") / "clip.mp4"
-    return path, synthetic.render_clip(path, seed=2)
+    return moving_square.write(tmp_path_factory.mktemp("clip") / "clip.mp4")
 
 
 @pytest.mark.parametrize("kind", [".mp4", ".gif"])
 def test_the_box_is_drawn_where_it_is_cited(clip, tmp_path, kind):
-    path, track = clip
-    i = int(track.visible_s[0] * 10) + 3
-    text = f"<think>{tags.render_claim(track.name, (track.boxes_frac[i] * 100).tolist(), i / 10)}</think>"
+    i = 13
+    box = np.array(moving_square.box_frac(i))
+    text = f"<think>{tags.render_claim('square', (box * 100).tolist(), i / 10)}</think>"
     out = tmp_path / "new" / f"out{kind}"
-    overlay.write(out, path, "Where is it?", f"{text}<answer>Here.</answer>", (100, 100))
+    overlay.write(out, clip, "Where is it?", f"{text}<answer>Here.</answer>", (100, 100))
     with av.open(str(out)) as container:
         shown = [(frame.time, frame.to_ndarray(format="rgb24")) for frame in container.decode(video=0)]
     style = overlay.STYLES[kind]
     canvas = overlay.Canvas("Where is it?", "<answer>Here.</answer>", (112, 140), 4.0, [], style)
     assert (shown[0][1].shape[1], shown[0][1].shape[0]) == canvas.total
     width, height = canvas.size
-    x1, y1, x2, y2 = track.boxes_frac[i] * [width, height, width, height]
+    x1, y1, x2, y2 = box * [width, height, width, height]
     edges = [(int(x2) - 1, int((y1 + y2) / 2)), (int((x1 + x2) / 2), int(y2) - 1), (int(x1) + 1, int((y1 + y2) / 2))]
 
     def has_box(picture):
@@ -78,7 +77,7 @@ def test_the_box_is_drawn_where_it_is_cited(clip, tmp_path, kind):
 
 
 def test_an_answer_without_evidence_is_the_clip_with_the_answer(clip, tmp_path):
-    overlay.write(tmp_path / "out.mp4", clip[0], "q", "just text", (100, 100))
+    overlay.write(tmp_path / "out.mp4", clip, "q", "just text", (100, 100))
     with av.open(str(tmp_path / "out.mp4")) as container:
         assert sum(1 for _ in container.decode(video=0)) == 48
 

@@ -1,0 +1,47 @@
+"""What a run takes of its machine: memory, and programs compiled. Metrics that differ from one machine to another."""
+
+import os
+from pathlib import Path
+
+import jax
+
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # also of programs read from the cache
+_GIB = 2**30
+
+
+class Machine:
+    """Counts programs while the `with` block runs."""
+
+    def __init__(self):
+        self._programs = 0
+        self._compile_s = 0.0
+
+    def __enter__(self) -> "Machine":
+        jax.monitoring.register_event_duration_secs_listener(self._listen)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        jax.monitoring.unregister_event_duration_listener(self._listen)
+
+    def _listen(self, event: str, duration_s: float, **_: object) -> None:
+        if event == _COMPILED:
+            self._programs += 1
+            self._compile_s += duration_s
+
+    def values(self) -> dict[str, float]:
+        """Since the block began: programs and their seconds. Now: GiB of the process and of its fullest device."""
+        values = {"time/programs": float(self._programs), "time/compile_s": self._compile_s}
+        resident = _resident_bytes()
+        if resident is not None:
+            values["memory/host_gib"] = resident / _GIB
+        stats = [found for device in jax.local_devices() if (found := device.memory_stats())]
+        for name, key in (("device_gib", "bytes_in_use"), ("device_peak_gib", "peak_bytes_in_use")):
+            if stats:
+                values[f"memory/{name}"] = max(one.get(key, 0) for one in stats) / _GIB
+        return values
+
+
+def _resident_bytes() -> int | None:
+    """None where the kernel does not tell in the way of Linux."""
+    statm = Path("/proc/self/statm")
+    return int(statm.read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") if statm.exists() else None

@@ -1,0 +1,116 @@
+"""A run that was stopped -> where it goes on: its newest good checkpoint, and files cut back to it."""
+
+import importlib.metadata
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from openo3_jax.config import GSPOConfig, SFTConfig, to_json
+from openo3_jax.data import loader
+from openo3_jax.errors import InputError
+from openo3_jax.train import checkpoint, replay, run
+from openo3_jax.train import state as state_lib
+from openo3_jax.train.state import TrainState
+
+# Settings that do not change what is learned: what is kept and watched, and how many processes decode.
+FREE = ("run", "workers")
+VERSIONED = ("openo3-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+LINES = (run.METRICS, run.SAMPLES, run.BAD_SAMPLES)  # files whose lines name their step
+SET_ASIDE = "set_aside"  # directory of the checkpoints that are damaged, or later than where the run goes on
+
+
+def describe(
+    stage: str, config: SFTConfig | GSPOConfig, records: str, params: Any, reference: Any = None
+) -> dict[str, Any]:
+    """What a checkpoint says about its run, and what a run that goes on compares.
+
+    `records`: their hash. `reference`: weights that stage two starts from and compares with, None without a divergence.
+    """
+    kept = {name: value for name, value in to_json(config).items() if name not in FREE}
+    shapes = {
+        jax.tree_util.keystr(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
+        for path, leaf in jax.tree_util.tree_leaves_with_path(params)
+    }
+    versions = {name: importlib.metadata.version(name) for name in VERSIONED}
+    anchor = None if reference is None else state_lib.checksum(reference)
+    same = {"stage": stage, "config": kept, "records": records, "shapes": shapes, "reference": anchor}
+    return {**same, "versions": versions}
+
+
+def find(out: Path, about: Mapping[str, Any], say: Callable[[str], None]) -> checkpoint.Record | None:
+    """The record of the checkpoint to go on with, None if there is none yet.
+
+    Raises: InputError if it is of another stage, config, data set or model, naming the first difference.
+    """
+    directory = out / run.CHECKPOINTS
+    step = checkpoint.newest_good(directory, say)
+    if step is None:
+        if checkpoint.finished(directory):
+            raise InputError(f"{directory}: every checkpoint is damaged; start a new run in another directory")
+        return None
+    record = checkpoint.read_record(directory, step)
+    at = directory / str(step)
+    for name in ("stage", "records", "shapes", "reference", "config"):
+        difference = first_difference(record.about[name], about[name], name)
+        if difference is not None:
+            raise InputError(f"{at}: {difference}; resume with what the run was started with, or start a new run")
+    changed = first_difference(record.about["versions"], about["versions"], "versions")
+    if changed is not None:
+        say(f"{at}: {changed}; the numbers may differ in their last bits from those of an uninterrupted run")
+    return record
+
+
+def position(record: checkpoint.Record) -> loader.IteratorState:
+    """Where the run stood in its data."""
+    return loader.IteratorState(**record.memory["position"])
+
+
+def go_on(out: Path, record: checkpoint.Record | None, state: TrainState) -> TrainState:
+    """Cut the files of a run back to a checkpoint and read its state; without one back to nothing, for `state` itself.
+
+    `state`: shapes and places of what is to be read. Nothing of what is cut off is needed again: it will be the same.
+    """
+    step = 0 if record is None else record.step
+    for name in LINES:
+        cut_back(out / name, step)
+    replay.remove_after(out, step)
+    checkpoint.set_aside(out / run.CHECKPOINTS, step, out / SET_ASIDE)
+    return state if record is None else checkpoint.restore(out / run.CHECKPOINTS, step, state)
+
+
+def first_difference(saved: Any, now: Any, name: str) -> str | None:
+    """Example: `config.seed is 1 in the checkpoint and 2 now`; None if nothing differs."""
+    if isinstance(saved, Mapping) and isinstance(now, Mapping):
+        for key in [*saved, *(key for key in now if key not in saved)]:
+            inner = f"{name}{key}" if str(key).startswith("[") else f"{name}.{key}"
+            if key not in saved or key not in now:
+                return f"{inner} is known to {'this version' if key in now else 'the checkpoint'} only"
+            found = first_difference(saved[key], now[key], inner)
+            if found is not None:
+                return found
+        return None
+    return None if saved == now else f"{name} is {saved} in the checkpoint and {now} now"
+
+
+def cut_back(file: Path, step: int) -> None:
+    """Drop the JSON lines of steps after `step`, and a last line that a kill left unfinished."""
+    if not file.exists():
+        return
+    with file.open("rb+") as stream:
+        while line := stream.readline():
+            if not line.endswith(b"\n") or _step_of(line) > step:
+                stream.seek(-len(line), 1)
+                stream.truncate()
+                return
+
+
+def _step_of(line: bytes) -> float:
+    """A line that is no JSON counts as one of the future: what follows is dropped with it."""
+    try:
+        return float(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return math.inf

@@ -1,0 +1,152 @@
+"""Runs of both stages on rendered clips with a tiny model, in this process or in one of their own that can be killed.
+
+A root holds data/, model/, sft.json and gspo.json as `prepare` writes them.
+"""
+
+import dataclasses
+import hashlib
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from openo3_jax import cli, recipes, tiny
+from openo3_jax.config import OptimizerConfig, RunConfig, SamplingConfig, VideoConfig
+from openo3_jax.data import pipeline, rl_prompts, synthetic
+
+VIDEO = VideoConfig(max_frames=4, min_pixels=4 * 28 * 28, max_pixels=4 * 28 * 28)
+RUN = RunConfig(save_every=1, keep_last=2, tensorboard=False)
+SFT = dataclasses.replace(
+    recipes.sft_tiny(),
+    steps=12,
+    batch_size=2,
+    workers=1,
+    optimizer=OptimizerConfig(name="muon", learning_rate=1e-3, schedule="cosine", warmup_steps=2),
+    video=VIDEO,
+    run=RUN,
+)
+GSPO = dataclasses.replace(
+    recipes.gspo_tiny(),
+    steps=8,
+    batch_size=2,
+    minibatches=2,
+    workers=1,
+    sampling=SamplingConfig(num_samples=2, max_new_tokens=16),
+    optimizer=OptimizerConfig(learning_rate=1e-3, schedule="cosine"),
+    video=VIDEO,
+    run=RUN,
+)
+CONFIGS = {"sft": SFT, "gspo": GSPO}
+
+
+def prepare(root: Path) -> Path:
+    """Six records of each stage and a model with random weights."""
+    synthetic.write_dataset(root / "data", num_train=6, seed=0)
+    tiny.init_tiny(root / "model", hidden_size=64, layers=2)
+    for stage, config in CONFIGS.items():
+        (root / f"{stage}.json").write_text(json.dumps({"stage": stage, "config": dataclasses.asdict(config)}))
+    return root
+
+
+def reward(records, completions) -> list[float]:
+    """Something to learn that random weights already differ in: many different characters."""
+    return [len(set(text)) / 16 for text in completions]
+
+
+class Server:
+    """Starts runs in processes of their own. They are forked from one that has imported everything and used nothing."""
+
+    def __init__(self):
+        env = os.environ | {
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
+            "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[2] / ".jax_cache"),
+            "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+            "PYTHONPATH": os.pathsep.join(sys.path),
+            "USE_TORCH": "0",
+        }
+        pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+        self._process = subprocess.Popen([sys.executable, __file__], env=env, text=True, **pipes)
+
+    def start(self, stage: str, root: Path, out: Path, *more: str) -> int:
+        """The id of the new process; its stderr is appended to `out`.err."""
+        return self._ask("start", stage, str(root), str(out), *more)
+
+    def wait(self, pid: int) -> int:
+        """Exit code; minus the signal that ended it."""
+        return self._ask("wait", pid)
+
+    def run(self, stage: str, root: Path, out: Path, *more: str) -> int:
+        return self.wait(self.start(stage, root, out, *more))
+
+    def _ask(self, *words: str | int) -> int:
+        self._process.stdin.write(json.dumps(words) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait()
+
+
+def serve() -> None:
+    answers = os.fdopen(os.dup(1), "w")
+    for line in sys.stdin:
+        wish, *words = json.loads(line)
+        if wish == "wait":
+            answer = os.waitstatus_to_exitcode(os.waitpid(words[0], 0)[1])
+        elif (answer := os.fork()) == 0:
+            run_forked(*words)
+        answers.write(f"{answer}\n")
+        answers.flush()
+
+
+def run_forked(stage: str, root: str, out: str, *more: str) -> None:
+    """Never returns."""
+    code = 1
+    try:
+        errors = os.open(f"{out}.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        os.dup2(errors, 2)
+        os.dup2(errors, 1)
+        os.close(0)
+        log_batches(Path(f"{out}.batches"))
+        places = [f"--{name}={root}/{name}" for name in ("model", "data")]
+        own = ["--reward", "tiny_runs:reward"] if stage == "gspo" else []
+        code = cli.main([stage, f"{root}/{stage}.json", *places, *own, "--out", out, *more])
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+def log_batches(file: Path) -> None:
+    """Every batch that a step asks for leaves a line: the step, and a hash of all its arrays."""
+
+    def wrap(cls: type) -> None:
+        inner = cls.__call__
+
+        def call(self, step: int):
+            made = inner(self, step)
+            leaves = jax.tree.leaves([one.sample.tokens for one in made.good] if hasattr(made, "good") else made)
+            digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
+            with file.open("a") as stream:
+                stream.write(f"{step} {digest}\n")
+            return made
+
+        cls.__call__ = call
+
+    wrap(pipeline.SFTBatches)
+    wrap(rl_prompts.Prompts)
+
+
+if __name__ == "__main__":
+    import orbax.checkpoint
+    import transformers.models.qwen2.tokenization_qwen2
+    import tyro
+
+    from openo3_jax.train import gspo, sft
+
+    assert all((orbax.checkpoint, transformers.AutoTokenizer, tyro, gspo, sft))
+    serve()
