@@ -1,10 +1,10 @@
 """Numbers of a run over its steps -> line charts as SVG elements that follow the page's colours."""
 
+import html
 import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-import markupsafe
 import numpy as np
 
 WIDTH, HEIGHT = 460, 220  # px of the drawing, which scales with the page
@@ -45,14 +45,14 @@ def shorten(series: Series, most: int = MOST_POINTS) -> list[Point]:
     ]
 
 
-def chart(title: str, lines: Mapping[str, Series], colors: Mapping[str, int]) -> markupsafe.Markup:
+def chart(title: str, lines: Mapping[str, Series], colors: Mapping[str, int]) -> str:
     """A chart with one line per name and a band where points stand for several steps; empty without a finite value.
 
     `colors`: of each name, in [0, NUM_COLORS).
     """
     points = {name: found for name, series in lines.items() if (found := shorten(series))}
     if not points:
-        return markupsafe.Markup("")
+        return ""
     every = [point for found in points.values() for point in found]
     first, last = min(p.step for p in every), max(p.step for p in every)
     ticks = nice_ticks(min(p.low for p in every), max(p.high for p in every))
@@ -64,7 +64,7 @@ def chart(title: str, lines: Mapping[str, Series], colors: Mapping[str, int]) ->
         return round(HEIGHT - BOTTOM - (HEIGHT - TOP - BOTTOM) * (value - ticks[0]) / (ticks[-1] - ticks[0]), 1)
 
     parts = [
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{markupsafe.escape(title)}">',
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(title)}">',
         *(
             f'<path class="grid" d="M{LEFT} {y(t)}H{WIDTH - RIGHT}"/><text x="{LEFT - 6}" y="{y(t) + 4}" '
             f'text-anchor="end">{t:g}</text>'
@@ -80,7 +80,7 @@ def chart(title: str, lines: Mapping[str, Series], colors: Mapping[str, int]) ->
         if any(p.high > p.low for p in found):
             edge = [f"{x(p.step)} {y(p.high)}" for p in found] + [f"{x(p.step)} {y(p.low)}" for p in reversed(found)]
             parts.append(f'<path class="band {color}" d="M{"L".join(edge)}Z"/>')
-        hint = f"<title>{markupsafe.escape(name)}: {found[-1].mean:.4g} at the end</title>"
+        hint = f"<title>{html.escape(name)}: {found[-1].mean:.4g} at the end</title>"
         if len(found) == 1:
             parts.append(
                 f'<circle class="{color}" cx="{x(found[0].step)}" cy="{y(found[0].mean)}" r="4">{hint}</circle>'
@@ -88,7 +88,7 @@ def chart(title: str, lines: Mapping[str, Series], colors: Mapping[str, int]) ->
         else:
             line = "L".join(f"{x(p.step)} {y(p.mean)}" for p in found)
             parts.append(f'<path class="line {color}" d="M{line}">{hint}</path>')
-    return markupsafe.Markup("".join([*parts, "</svg>"]))
+    return "".join([*parts, "</svg>"])
 
 
 def nice_ticks(low: float, high: float) -> list[float]:

@@ -1,5 +1,6 @@
 """An answer and its clip -> an mp4 or gif that stops at every cited moment, with boxes and captions."""
 
+import contextlib
 import dataclasses
 import math
 import os
@@ -75,10 +76,10 @@ def write(
     out = Path(out)
     check_name(out)
     style = STYLES[out.suffix.lower()]
-    out.parent.mkdir(parents=True, exist_ok=True)
     staging = out.with_name(f".{out.name}.part{out.suffix}")
     config = VideoConfig(min_pixels=28 * 28, max_pixels=640 * 360)
     try:
+        out.parent.mkdir(parents=True, exist_ok=True)
         with Decoder() as decoder:
             clip = decoder.probe(path, config)
             stops = find_stops(completion, shown_hw, float(clip.duration_s))[: style.most_stops]
@@ -90,8 +91,11 @@ def write(
             repeats = [1 if stop is None else round(style.hold_s * style.fps) for _, stop in schedule]
             _ENCODERS[out.suffix.lower()](staging, drawn, repeats, style.fps, canvas.total)
         staging.replace(out)
+    except OSError as error:
+        raise InputError(f"{out}: cannot be written ({error.strerror}); choose another place") from None
     finally:
-        staging.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            staging.unlink()
 
 
 def find_stops(completion: str, shown_hw: tuple[int, int], duration_s: float) -> list[Stop]:

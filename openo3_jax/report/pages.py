@@ -1,5 +1,6 @@
 """What `ask --html` and `score --html` write: answers with the media they speak of, on one page."""
 
+import contextlib
 import itertools
 import math
 import os
@@ -34,16 +35,19 @@ def check_name(file: str | os.PathLike) -> None:
 
 
 def write(file: str | os.PathLike, page: str) -> None:
-    """Write a page whole or not at all, and the directories above it."""
+    """Write a page whole or not at all, and the directories above it. Raises: InputError where that is not possible."""
     check_name(file)
     file = Path(file)
-    file.parent.mkdir(parents=True, exist_ok=True)
     staging = file.with_name(f".{file.name}.part")
     try:
+        file.parent.mkdir(parents=True, exist_ok=True)
         staging.write_text(page, encoding="utf-8")
         staging.replace(file)
+    except OSError as error:  # a full disk names no file
+        raise InputError(f"{file}: cannot be written ({error.strerror}); choose another place") from None
     finally:
-        staging.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            staging.unlink()
 
 
 def answer_page(

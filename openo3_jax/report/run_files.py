@@ -36,7 +36,7 @@ class Run(NamedTuple):
         return found if isinstance(found, dict) else {}
 
     @property
-    def is_finished(self) -> bool:
+    def has_checkpoint(self) -> bool:
         folder = self.directory / run.CHECKPOINTS
         return folder.is_dir() and any(folder.iterdir())
 

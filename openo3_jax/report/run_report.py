@@ -91,10 +91,11 @@ def _state(run: run_files.Run) -> str:
     planned = run.config.get("steps")
     if not run.num_steps:
         return "no step has been recorded yet"
+    saved = "a checkpoint is saved" if run.has_checkpoint else "nothing is saved yet"
+    if isinstance(planned, int) and run.num_steps < planned:
+        return f"unfinished or stopped early: {run.num_steps} of {planned} steps are recorded, {saved}"
     of = f" of {planned}" if isinstance(planned, int) else ""
-    if run.is_finished:
-        return f"{run.num_steps}{of} steps, saved"
-    return f"unfinished: {run.num_steps}{of} steps are recorded, nothing is saved yet"
+    return f"{run.num_steps}{of} steps, {saved}"
 
 
 # ---- metrics ----
@@ -211,20 +212,33 @@ def _reward(line: Mapping[str, Any]) -> float:
 def _answers(run: run_files.Run, root: str | os.PathLike | None) -> tuple[list[evidence.Answer], list[str]]:
     """The chosen samples, scored under the run's rules; those that cannot be scored are left out and named."""
     rules = run.config.get("rules", "paper")
-    answers, notes = [], []
-    for title, line in [(f"From the {where}, step {line.get('step', '?')}", line) for where, line in choose(run)]:
-        facts = [("reward in training", f"{_reward(line):.3f}")]
-        if type(line.get("advantage")) in (int, float):
-            facts.append(("advantage", f"{line['advantage']:+.2f}"))
-        if line.get("finished") is False:
-            facts.append(("cut by the limit", "yes"))
-        try:
-            answers += pages.record_answers(
-                [line], [title], rules=rules, root=root, facts=[facts], limits=SAMPLE_LIMITS
-            )
-        except InputError as error:
-            notes.append(f"{title}: left out, {error}")
-    return answers, notes
+    chosen = choose(run)
+    lines = [line for _, line in chosen]
+    titles = [f"From the {where}, step {line.get('step', '?')}" for where, line in chosen]
+    facts = [_facts(line) for line in lines]
+    if not lines:
+        return [], []
+    try:
+        settings = {"rules": rules, "root": root, "limits": SAMPLE_LIMITS}
+        return pages.record_answers(lines, titles, facts=facts, **settings), []
+    except InputError:  # one by one, to leave out those that it speaks of
+        answers, notes = [], []
+        for line, title, fact in zip(lines, titles, facts, strict=True):
+            try:
+                answers += pages.record_answers([line], [title], facts=[fact], **settings)
+            except InputError as error:
+                notes.append(f"{title}: left out, {error}")
+        return answers, notes
+
+
+def _facts(line: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What training noted beside an answer."""
+    facts = [("reward in training", f"{_reward(line):.3f}")]
+    if type(line.get("advantage")) in (int, float):
+        facts.append(("advantage", f"{line['advantage']:+.2f}"))
+    if line.get("finished") is False:
+        facts.append(("cut by the limit", "yes"))
+    return facts
 
 
 # ---- settings ----

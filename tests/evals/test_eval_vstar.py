@@ -59,25 +59,26 @@ def test_a_perfect_oracle_has_mam_100_and_the_capped_mlgm(world, tmp_path):
 
 
 def test_a_constant_guesser_scores_what_arithmetic_says(world, tmp_path):
-    """Always "a blue square", from 1 to 3 s, the whole frame at every second."""
+    """Always what the first clip shows, from 1 to 3 s, the whole frame at every second."""
     height, width = SHOWN_HW
+    rows = json.loads((world / "V_STaR_test.json").read_text())
+    constant = rows[0]["answer"]
 
     def guess(item, name):
         if name == vstar.WHAT:
-            return full("a blue square")
+            return full(constant)
         if name in (vstar.WHEN_1, vstar.WHEN_2):
             return full("From 1.0 to 3.0")
         return full(json.dumps({str(t): [0, 0, width, height] for t in range(5)}))
 
     _, results = evaluate_with(world, tmp_path / "out", guess)
     values = {name: value["value"] for name, value in results["values"].items()}
-    rows = json.loads((world / "V_STaR_test.json").read_text())
-    acc = np.mean([row["answer"] == "a blue square" for row in rows])
+    acc = np.mean([row["answer"] == constant for row in rows])
     spans = [row["timestamps"] for row in rows]
     overlaps = [max(0, min(3, end) - max(1, start)) / (max(3, end) - min(1, start)) for start, end in spans]
     areas = [[(b["xmax"] - b["xmin"]) * (b["ymax"] - b["ymin"]) for b in row["bboxes"]] for row in rows]
     shares = [np.mean(area) / (112 * 140) for area in areas]
-    assert values["acc"] == pytest.approx(100 * acc) == 25.0
+    assert acc > 0 and values["acc"] == pytest.approx(100 * acc)
     assert values["tiou_1"] == values["tiou_2"] == pytest.approx(100 * np.mean(overlaps))
     assert values["viou_1"] == values["viou_2"] == pytest.approx(100 * np.mean(shares))
     assert values["mam"] == pytest.approx(100 * (acc + np.mean(overlaps) + np.mean(shares)) / 3)

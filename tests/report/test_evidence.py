@@ -1,6 +1,7 @@
 """The evidence page without a browser: what is escaped, where boxes go, what is said of each mention."""
 
 import base64
+import errno
 import hashlib
 import html.parser
 import io
@@ -14,6 +15,7 @@ import pytest
 from openo3_jax import cli, tasks
 from openo3_jax.config import VideoConfig
 from openo3_jax.data.video import Decoder
+from openo3_jax.errors import InputError
 from openo3_jax.report import embed, evidence, pages, verdicts
 from report import moving_square
 
@@ -165,16 +167,20 @@ def test_a_claim_is_held_against_its_key_frame():
 
 
 def test_verdicts_stay_with_their_claims_behind_malformed_and_bare_ones():
-    """The second claim is malformed and owns no box; a box of its own stands in no claim; the third has two."""
+    """Two claims are malformed, by box and by time, and own no box; a bare box is in no claim; the fifth has two."""
     good = "<obj>cat</obj><box>[0,0,20,10]</box>at<t>10</t>s"
-    bad = "<obj>cat</obj><box>[0,0,x]</box>at<t>10</t>s"
+    bad_box = "<obj>cat</obj><box>[0,0,x]</box>at<t>10</t>s"
+    bad_time = "<obj>cat</obj><box>[0,0,20,10]</box>at<t>12,2</t>s"
     two = "<obj>dog</obj><box>[0,0,20,10]</box><box>[20,10,40,20]</box>at<t>20</t>s"
-    row = scored(f"<think>{good}{bad} <box>[1,1,2,2]</box> {two}</think><answer>{good}</answer>")
-    think, reply = [part for part in row.verdicts if part]
+    half = "<obj>cat</obj><box>[0,0,20,5]</box>at<t>10</t>s"
+    text = f"<think>{good}{bad_box}{bad_time} <box>[1,1,2,2]</box> {two}{half}</think><answer>{good}</answer>"
+    think, reply = [part for part in scored(text).verdicts if part]
     assert "IoU 1.000 with 'cat'" in think[0].lines
     assert think[1].lines == ("malformed, a box is no JSON list: earns nothing",)
-    assert think[2].lines == ()
-    assert {"box 1: IoU 0.000 with 'dog'", "box 2: IoU 1.000 with 'dog'"} <= set(think[3].lines)
+    assert think[2].lines == ("malformed, its time is no number: earns nothing",)
+    assert think[3].lines == ()
+    assert {"box 1: IoU 0.000 with 'dog'", "box 2: IoU 1.000 with 'dog'"} <= set(think[4].lines)
+    assert "IoU 0.500 with 'cat'" in think[5].lines
     assert reply[0].lines == ()
 
 
@@ -268,3 +274,18 @@ def test_score_writes_the_page(capsys, monkeypatch, tmp_path):
     capsys.readouterr()
     assert cli.main(["score", str(lines), "--html", str(tmp_path)]) == 2
     assert "is a directory; expected the name of an HTML file" in capsys.readouterr().err
+
+
+def test_a_full_disk_leaves_the_old_page(tmp_path, monkeypatch):
+    """As it is on a full disk: an error that names no file."""
+    file = tmp_path / "page.html"
+    pages.write(file, "old")
+
+    def write_text(self, text, **_):
+        self.write_bytes(b"half")
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(type(file), "write_text", write_text)
+    with pytest.raises(InputError, match=r"page\.html: cannot be written \(No space left on device\)"):
+        pages.write(file, "new")
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [("page.html", b"old")]

@@ -77,7 +77,7 @@ def test_the_page_of_a_finished_run_in_the_browser(tmp_path, root, capsys):
             "loss", "reward", "thk_spatial", "format", "length in tokens", "KL to the reference", "clip fraction",
             "seconds per step",
         ]  # fmt: skip
-        assert "20 of 20 steps, saved" in text and "base<b>" in text and "video.max_frames" in text
+        assert "20 of 20 steps, a checkpoint is saved" in text and "base<b>" in text and "video.max_frames" in text
         assert "None of the 11 rules below found anything" in text
         assert browser.run("return document.querySelectorAll('.sample').length") == 12
         assert browser.run("return document.documentElement.scrollWidth") == 390
@@ -96,10 +96,16 @@ def test_an_unfinished_run_with_torn_lines(tmp_path):
         with (run / name).open("a") as stream:
             stream.write('{"step": 8, "reward/tot')
     page = words(run_report.make_report(run).page)
-    assert "unfinished: 7 of 20 steps are recorded, nothing is saved yet" in page
+    assert "unfinished or stopped early: 7 of 20 steps are recorded, nothing is saved yet" in page
     assert "metrics.jsonl: line 8 could not be read and was left out" in page
     assert "samples.jsonl: line 3 could not be read" in page
     assert "fewer than 10 steps" in page and "--root ROOT shows the clip" in page
+
+
+def test_a_checkpoint_on_the_way_does_not_make_a_run_finished(tmp_path):
+    run = write_run(tmp_path / "run", done=7, saved=True)
+    page = words(run_report.make_report(run).page)
+    assert "unfinished or stopped early: 7 of 20 steps are recorded, a checkpoint is saved" in page
 
 
 def test_a_step_written_twice_counts_once(tmp_path):

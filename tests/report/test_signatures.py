@@ -135,3 +135,9 @@ def test_without_samples_the_gap_is_named():
     found = verdicts({})
     for name in ("whole-frame boxes", "every second cited", "repeated or malformed claims"):
         assert found[f"reward hacking: {name}"].numbers == "no answers here"
+
+
+def test_what_is_seen_comes_first_and_what_cannot_be_told_next():
+    found = signatures.find({"gspo/all_equal": ramp(0.0, 0.9), "gspo/kl": ramp(0.0, 0.1)}, NONE, "gspo")
+    assert found[0].name == "nothing to learn from" and found[-1].name == "runaway policy"
+    assert {one.verdict for one in found[1:-1]} == {"cannot tell"}
