@@ -3,8 +3,9 @@
     python benchmarks/data.py [--quick]
 
 The reference: decord's get_batch, PIL's resize, transformers' image processor and tokenizer, one thread, the same 16
-frames. Exits with 3 where reading and resizing from mp4 takes over 1.2 times as long as decord's decoding alone, or a
-prepared set is less than ten times as fast as the reference. `--quick`: short clips, few repeats, to see that it works.
+frames. Seconds are those of the core. Exits with 3 where reading and resizing from mp4 takes over 1.2 times as long as
+decord's decoding alone, or a prepared set is less than ten times as fast as the reference. `--quick`: short clips, few
+repeats, to see that it works.
 """
 
 import argparse
