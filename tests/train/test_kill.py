@@ -111,17 +111,19 @@ def kill_after_progress(pid: int, out: Path, *, steps: int, delay_s: float, in_w
 @pytest.mark.parametrize("stage", tiny_runs.CONFIGS)
 def test_killed_runs_end_like_uninterrupted_ones(stage, whole, server):
     out, draw = whole / f"{stage}_killed", random.Random(f"kill {stage}")
-    killed = 0
-    for number in range(KILLS):
+    killed = number = 0
+    while killed < KILLS:
         if num_steps(out) >= tiny_runs.CONFIGS[stage].steps - 1:  # many kills: begin another run
             assert server.run(stage, whole, out, "--resume") == 0
             assert_same(out, whole / f"{stage}_whole")
             out = whole / f"{stage}_killed_{number}"
         pid = server.start(stage, whole, out, "--resume")
-        kill_after_progress(pid, out, steps=1, delay_s=draw.uniform(0.0, 0.3), in_write=number % 2 == 1)
-        killed += server.wait(pid) == -signal.SIGKILL
+        kill_after_progress(pid, out, steps=1, delay_s=draw.uniform(0.0, 0.3), in_write=killed % 2 == 1)
+        code = server.wait(pid)
+        assert code in (0, -signal.SIGKILL), Path(f"{out}.err").read_text()
+        killed += code != 0  # else it ended before it was killed
+        number += 1
     assert server.run(stage, whole, out, "--resume") == 0, Path(f"{out}.err").read_text()
-    assert killed >= min(KILLS, 4), "too many of the runs ended before they were killed"
     assert_same(out, whole / f"{stage}_whole")
 
 
