@@ -102,16 +102,23 @@ def _prepare_libraries() -> None:
 # ---- verbs: their arguments become positionals and flags ----
 
 
-def demo(*, out: Path = Path("demo_run"), quick: bool = False) -> int:
-    """Render clips, train a tiny model, ask it about clips it never saw: the whole story on this machine.
+def demo(*, out: Path = Path("demo_run"), quick: bool = False, full: bool = False) -> int:
+    """Render clips, teach a tiny model to answer with evidence, sharpen it, measure it: the whole story here.
+
+    Interrupted, it goes on where it was when called again.
 
     Args:
-        out: a new directory for everything that is made.
+        out: the directory for everything that is made.
         quick: a few steps, to see that all parts work; nothing is claimed then.
+        full: more clips and more steps, an hour.
     """
-    from openo3_jax import demo
+    if quick and full:
+        raise InputError("--quick and --full: choose one of them")
+    # Two devices of one thread each train small models faster than one device of two threads.
+    os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={min(2, os.cpu_count() or 1)}")
+    from openo3_jax.demo import story
 
-    return _claim(*demo.run_demo(out, quick=quick))
+    return _claim(*story.run_demo(out, size="quick" if quick else "full" if full else "demo"))
 
 
 def _claim(text: str, holds: bool) -> int:
@@ -581,9 +588,9 @@ def overfit(*, out: Path, data: Path | None = None, steps: int = 400, seed: int 
         steps: at most so many.
         seed: of weights, clips and order.
     """
-    from openo3_jax import experiments
+    from openo3_jax.experiments import overfit
 
-    return _claim(*experiments.overfit(data=data, out=out, steps=steps, seed=seed))
+    return _claim(*overfit.overfit(data=data, out=out, steps=steps, seed=seed))
 
 
 def sharpen(*, data: Path, out: Path, steps: int = 60, seed: int = 0) -> int:
@@ -595,9 +602,39 @@ def sharpen(*, data: Path, out: Path, steps: int = 60, seed: int = 0) -> int:
         steps: of stage two.
         seed: of weights, order and sampling.
     """
-    from openo3_jax import experiments
+    from openo3_jax.experiments import sharpen
 
-    return _claim(*experiments.sharpen(data=data, out=out, steps=steps, seed=seed))
+    return _claim(*sharpen.sharpen(data=data, out=out, steps=steps, seed=seed))
+
+
+def ablation(*, start: Path, out: Path, steps: int = 40, seeds: int = 3, prompts: int = 96) -> int:
+    """Adaptive proximity and the gate against fixed widths and none: stage two, several seeds, one figure.
+
+    Args:
+        start: the directory that `openo3 demo` has made: its model after stage one, its clips.
+        out: a new directory for all runs, the figure and its numbers.
+        steps: of each run.
+        seeds: runs of each kind.
+        prompts: held-out questions that the curves are measured on.
+    """
+    from openo3_jax.experiments import ablation
+
+    return _claim(*ablation.ablation(start=start, out=out, steps=steps, seeds=seeds, prompts=prompts))
+
+
+def sweep(*, start: Path, out: Path, steps: int = 20, seeds: int = 1, prompts: int = 48) -> int:
+    """The width of the proximity and of the gate, as a heat map.
+
+    Args:
+        start: the directory that `openo3 demo` has made: its model after stage one, its clips.
+        out: a new directory for all runs, the figure and its numbers.
+        steps: of each run.
+        seeds: runs of each kind.
+        prompts: held-out questions that the runs are compared on.
+    """
+    from openo3_jax.experiments import sweep
+
+    return _claim(*sweep.sweep(start=start, out=out, steps=steps, seeds=seeds, prompts=prompts))
 
 
 VERBS: Verbs = {
@@ -613,5 +650,11 @@ VERBS: Verbs = {
     "redteam": redteam,
     "report": report,
     "data": {"check": data_check, "prepare": data_prepare, "stats": data_stats, "convert": data_convert},
-    "experiment": {"overfit": overfit, "sharpen": sharpen, "rewards": rewards},
+    "experiment": {
+        "overfit": overfit,
+        "sharpen": sharpen,
+        "rewards": rewards,
+        "ablation": ablation,
+        "sweep": sweep,
+    },
 }

@@ -2,6 +2,8 @@
 
 import json
 import os
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -43,10 +45,17 @@ def tiny_config(ids: tiny_tokenizer.TokenIds, *, hidden_size: int = 128, layers:
 
 
 def init_tiny(out: str | os.PathLike, *, seed: int = 0, hidden_size: int = 128, layers: int = 4) -> ModelConfig:
-    """Write the directory; the same seed gives the same bytes. Raises InputError if `out` is not empty."""
+    """Write a directory of this size; the same seed gives the same bytes. Raises InputError if `out` is not empty."""
+    return write_random(out, partial(tiny_config, hidden_size=hidden_size, layers=layers), seed=seed)
+
+
+def write_random(
+    out: str | os.PathLike, make_config: Callable[[tiny_tokenizer.TokenIds], ModelConfig], *, seed: int
+) -> ModelConfig:
+    """Write a Hugging Face directory with random weights and the built-in tokenizer, whose ids the sizes depend on."""
     with new_directory(Path(out)) as staging:
         ids = tiny_tokenizer.write_tokenizer(staging)
-        config = tiny_config(ids, hidden_size=hidden_size, layers=layers)
+        config = make_config(ids)
         settings = config.to_hf() | {
             "bos_token_id": None,
             "eos_token_id": ids.eos_token_id,

@@ -103,6 +103,8 @@ def test_another_architecture(capsys, model, data, tmp_path):
         (["sft", "sft_8b"], "unknown verb 'sft_8b'; expected openo3 sft with one of sft_tiny"),
         (["trian"], "unknown verb 'trian'; expected openo3 with one of demo"),
         (["export", "{tmp}", "{tmp}/out"], "no config.json; expected the directory of a training run"),
+        (["demo", "--quick", "--full"], "--quick and --full: choose one of them"),
+        (["demo", "--out", "{data}"], "{data}: exists and is not an empty directory"),
         (["score", "{tmp}/none.jsonl"], "none.jsonl: cannot be read"),
         (["score", "{tmp}/none.jsonl", "--json", "{tmp}/out.json"], "none.jsonl: cannot be read"),
     ],
@@ -182,10 +184,10 @@ def test_our_own_bugs_keep_their_traceback(monkeypatch):
 
 
 def test_a_claim_that_does_not_hold_is_3(capsys, monkeypatch):
-    from openo3_jax import experiments
+    from openo3_jax.experiments import Outcome, overfit
 
     for holds, code in ((True, 0), (False, 3)):
-        monkeypatch.setattr(experiments, "overfit", lambda holds=holds, **_: experiments.Outcome("loss 1.0", holds))
+        monkeypatch.setattr(overfit, "overfit", lambda holds=holds, **_: Outcome("loss 1.0", holds))
         assert call(capsys, "experiment", "overfit", "--out", "o") == (code, "loss 1.0\n", "")
 
 

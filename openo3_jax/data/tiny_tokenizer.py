@@ -9,6 +9,8 @@ from typing import NamedTuple
 
 import tokenizers
 
+from openo3_jax.data import world
+
 # In Qwen2.5-VL's order, right after the byte-pair vocabulary.
 SPECIAL_TOKENS = (
     "<|endoftext|>",
@@ -26,7 +28,7 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-VOCAB_SIZE = 512  # byte-pair tokens and special tokens together; 256 are the bytes themselves
+VOCAB_SIZE = 592  # byte-pair tokens and special tokens together; 256 are the bytes themselves
 
 # A word is a run of letters and the sign or space before it; digits stand alone.
 # Source: transformers 5.23 models/qwen2/tokenization_qwen2.py:29.
@@ -62,17 +64,20 @@ _CHAT_TEMPLATE = """\
 {%- endif -%}
 """
 
-_COLOURS = ("red", "green", "blue", "yellow", "white", "orange", "purple", "black")
-_SHAPES = ("circle", "square", "triangle", "star")
+# What is said to the models trained here (demo, stills, synthetic records) and around it: one token a word.
 _SENTENCES = (
+    *("system", "user", "assistant"),
     "You are a helpful assistant.",
-    "The video is in total 12 seconds.",
+    "You find things in frames of a video. You find things in a picture.",
+    "The video is in total 4 seconds.",
+    "Give name, box and time. Give name and box. Give the span. Give span, then letter. Give the letter. Answer short.",
     "Answer the question about the video and give evidence: what, where and when.",
     "Think first, then answer. Put the thinking between <think> and </think> and the answer in <answer></answer>.",
-    "When does it appear and when does it vanish? What is its colour? Where is it at that time?",
-    "At the start of the video it moves from left to right, then from top to bottom.",
     "Question: which option is correct?\nA. left\nB. right\nC. top\nD. bottom\n",
+    "Correct Option: A",
     "There are two objects in the frame; the other one does not move.",
+    "Which object appears first? Which object appears last?",
+    "What is here? What is at this place? Where is it at that time?",
 )
 
 
@@ -90,7 +95,7 @@ class TokenIds(NamedTuple):
 def write_tokenizer(out: str | os.PathLike) -> TokenIds:
     """Write tokenizer, chat template, image processor and generation settings into the directory `out`.
 
-    A byte-level BPE of 512 tokens with Qwen2's splitting, trained here on sentences such as the model will see;
+    A byte-level BPE of 640 tokens with Qwen2's splitting, trained here on sentences such as the model will see;
     the image processor has Qwen2.5-VL's numbers. transformers loads the directory offline.
     """
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -142,13 +147,20 @@ def write_tokenizer(out: str | os.PathLike) -> TokenIds:
 
 def _corpus() -> Iterator[str]:
     """Lines as prompts and answers have them: frame labels, objects with boxes and times, plain sentences."""
-    for index, (colour, shape) in enumerate(itertools.product(_COLOURS, _SHAPES)):
+    for index, (color, shape) in enumerate(itertools.product(world.COLORS, world.SHAPES)):
+        name = f"{color} {shape}"
         yield f"Frame {index % 16 + 1} at {index / 2:.1f}s: \n"
         box = f"[{index},{index + 9},{index * 3},{index * 5}]"
-        yield f"<obj>{colour} {shape}</obj><box>{box}</box>at<t>{index / 2}</t>s"
-        yield f"<think>The {colour} {shape} appears from <t>{index / 4}</t>s to <t>{index / 2}</t>s.</think>\n"
-        yield f"<answer>The {colour} {shape} moves to the left of the {_COLOURS[index % 7]} one.</answer>"
-        yield f"What does the {colour} {shape} do in the video, and when?"
+        yield f"<think>I see <obj>{name}</obj><box>{box}</box>at<t>{index / 2}</t>s, later there.</think>"
+        yield f"<think>It appears at <t>{index / 4}</t>s and is gone at <t>{index / 2}</t>s.</think>\n"
+        yield f"<answer>From <t>{index / 4}</t>s to <t>{index / 2}</t>s</answer>"
+        yield f"<answer>A {name}</answer><answer>To the left</answer><answer>To the right</answer>"
+        yield f"<think>At <t>{index / 2}</t>s I see a {name}: A.</think>"
+        yield f"From <t>{index / 4}</t>s to <t>{index / 2}</t>s it moves to the {'left' if index % 2 else 'right'}."
+        yield f"Where is the {name}? When is the {name} visible? What color is the {shape}?\nA. {color}\nB. {color}"
+        yield f"Which object is shown on the {color} background? Which way does the {shape} move? Nowhere nowhere"
+        yield f"{name} {box}, {name} {box}"
+        yield f"{color}"
     for sentence in _SENTENCES:
         yield from [sentence] * 8
 

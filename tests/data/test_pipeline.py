@@ -19,7 +19,7 @@ from openo3_jax.data import annotations, loader, packing, pipeline, plan, prompt
 from openo3_jax.errors import InputError
 
 NUM = 20
-CONFIG = dataclasses.replace(recipes.demo(), steps=12, batch_size=4, max_row_tokens=1024, seed=5, workers=2)
+CONFIG = dataclasses.replace(recipes.demo_sft(), steps=12, batch_size=4, max_row_tokens=1024, seed=5, workers=2)
 
 
 @pytest.fixture(scope="module")

@@ -36,10 +36,10 @@ def test_same_bytes_in_another_process(directory, ids, tmp_path):
 
 
 def test_special_tokens_follow_the_vocabulary_in_qwens_order(tokenizer, ids):
-    assert len(tokenizer) == ids.vocab_size == 512
-    assert tokenizer.convert_ids_to_tokens(list(range(498, 512))) == list(tiny_tokenizer.SPECIAL_TOKENS)
-    assert (ids.image_token_id, ids.video_token_id, ids.vision_start_token_id) == (510, 511, 507)
-    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (ids.eos_token_id, ids.pad_token_id) == (500, 498)
+    assert len(tokenizer) == ids.vocab_size == 592
+    assert tokenizer.convert_ids_to_tokens(list(range(578, 592))) == list(tiny_tokenizer.SPECIAL_TOKENS)
+    assert (ids.image_token_id, ids.video_token_id, ids.vision_start_token_id) == (590, 591, 587)
+    assert (tokenizer.eos_token_id, tokenizer.pad_token_id) == (ids.eos_token_id, ids.pad_token_id) == (580, 578)
 
 
 EVIDENCE = "<obj>red circle</obj><box>[12,30,45,60]</box>at<t>3.5</t>s"

@@ -9,9 +9,10 @@ import pytest
 import torch
 import transformers
 
-from openo3_jax import experiments, policy, recipes, tiny
+from openo3_jax import policy, recipes, tiny
 from openo3_jax.config import VideoConfig
 from openo3_jax.data import annotations, prompts, synthetic, transforms, world
+from openo3_jax.experiments import overfit
 from openo3_jax.train import run, sft
 from parity import hf
 
@@ -67,7 +68,7 @@ def learned(directory, tmp_path_factory, one_device):
             out=root / "run",
             config=config,
             mesh=one_device,
-            stop=lambda _, values: values["sft/loss"] < experiments.STOP_LOSS,
+            stop=lambda _, values: values["sft/loss"] < overfit.STOP_LOSS,
         )
     trained.save_pretrained(root / "export")
     return root, config, trained
@@ -76,9 +77,9 @@ def learned(directory, tmp_path_factory, one_device):
 def test_learns_records_by_heart(learned):
     root, config, trained = learned
     losses = [json.loads(line)["sft/loss"] for line in (root / "run" / "metrics.jsonl").read_text().splitlines()]
-    assert losses[0] > 4.0 and losses[-1] < experiments.OVERFIT_LOSS
+    assert losses[0] > 4.0 and losses[-1] < overfit.OVERFIT_LOSS
     records = annotations.load_stage(root / "data", "sft")
-    for target, said in experiments.answers(trained, records, root / "data", config):
+    for target, said in overfit.answers(trained, records, root / "data", config):
         assert said == target
 
 

@@ -1,0 +1,84 @@
+"""Held-out clips: what a policy says about them, sampled and greedily, scored and kept in a file."""
+
+import dataclasses
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from jaxtyping import Float
+
+from openo3_jax.config import SamplingConfig, VideoConfig
+from openo3_jax.data import annotations, prompts, transforms
+from openo3_jax.evals import metrics, records, sampled, store
+from openo3_jax.policy import Policy
+from openo3_jax.types import Sample
+
+SEED = 7  # of the sampled answers
+
+
+class Questions(NamedTuple):
+    """The stage-two questions of a data root, as rewards take them, and their tokens."""
+
+    records: list[annotations.Record]
+    samples: list[Sample]
+
+
+class Held(NamedTuple):
+    """What a policy earned: of each question the mean reward of its samples, and `records.COLUMNS` greedily."""
+
+    reward: Float[np.ndarray, "questions 1"]
+    columns: Float[np.ndarray, "questions 4"]
+    texts: list[str]  # the greedy answers
+
+    def values(self, chosen: np.ndarray | slice = slice(None)) -> dict[str, float]:
+        """The table's row, over all questions or those chosen; `nan` where nothing of the kind is asked."""
+        named = dict(zip(records.COLUMNS, metrics.column_means(self.columns[chosen]).tolist(), strict=True))
+        means = metrics.column_means(records.means(self.columns[chosen]))
+        own = {"mam": float(metrics.mam(means)), "mlgm": float(metrics.mlgm(means))}
+        return named | own | {"reward": float(self.reward[chosen].mean())}
+
+
+def load(root: Path, policy: Policy, video: VideoConfig, prompts_file: Path) -> Questions:
+    """All stage-two questions of `root`, tokenised as in training."""
+    found = annotations.load_stage(root, "rl")
+    wording = prompts.load_prompts(prompts_file)
+    prepared = transforms.prepare_all(found, root, "rl", config=video, wording=wording)
+    return Questions(
+        [one.reward_record for one in prepared], [policy.processor.encode(one.messages) for one in prepared]
+    )
+
+
+def measure(policy: Policy, asked: Questions, sampling: SamplingConfig, rules: str, file: Path) -> Held:
+    """Answer everything twice: by `sampling` with fixed seeds, and greedily. `file` keeps it; if it is there, read."""
+    if file.exists():
+        kept = store.read_json(file)
+        return Held(np.array(kept["reward"]), np.array(kept["columns"], np.float64), kept["texts"])
+    rewards = sampled.sample_rewards(policy, asked.samples, asked.records, sampling, rules=rules, seed=SEED)
+    once = dataclasses.replace(sampling, num_samples=1, temperature=0.0)
+    greedy = sampled.sample_rewards(policy, asked.samples, asked.records, once, rules=rules, seed=SEED)
+    texts = [row[0] for row in greedy.texts]
+    held = Held(rewards.total.mean(1, keepdims=True), records.judge(asked.records, texts), texts)
+    kept = {"reward": held.reward.tolist(), "columns": _with_null(held.columns), "texts": texts}
+    store.replace_text(file, json.dumps(kept) + "\n")
+    return held
+
+
+def _with_null(columns: Float[np.ndarray, "rows columns"]) -> list[list[float | None]]:
+    return [[None if np.isnan(value) else float(value) for value in row] for row in columns]
+
+
+def gain(before: Held, after: Held) -> metrics.Interval:
+    """Of the sampled reward, question by question."""
+    return metrics.paired_bootstrap(before.reward, after.reward, lambda means: means[..., 0])
+
+
+def by_objects(asked: Questions) -> dict[int, np.ndarray]:
+    """Number of objects in the clip -> which questions are about such clips."""
+    numbers = np.array([record["num_objects"] for record in asked.records])
+    return {int(number): numbers == number for number in sorted(set(numbers.tolist()))}
+
+
+def constants(asked: Questions) -> dict[str, float]:
+    """tIoU and vIoU of the span and the box that suit these questions best: what could be had without looking."""
+    return {"tiou": records.constant_span(asked.records), "viou": records.constant_box(asked.records)}
