@@ -60,6 +60,7 @@ def measure(policy: Policy, asked: Questions, sampling: SamplingConfig, rules: s
     texts = [row[0] for row in greedy.texts]
     held = Held(rewards.total.mean(1, keepdims=True), records.judge(asked.records, texts), texts)
     kept = {"reward": held.reward.tolist(), "columns": _with_null(held.columns), "texts": texts}
+    file.parent.mkdir(exist_ok=True)
     store.replace_text(file, json.dumps(kept) + "\n")
     return held
 

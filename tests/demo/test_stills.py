@@ -11,10 +11,10 @@ from openo3_jax.demo import base, stills
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
+def model(tmp_path_factory, one_device):
     out = tmp_path_factory.mktemp("base") / "model"
     tiny.write_random(out, base.make_config, seed=0)
-    return policy.load_pretrained(out, mesh={})
+    return policy.load_pretrained(out, mesh=one_device)
 
 
 def test_boxes_hold_the_color_that_is_named():
