@@ -17,7 +17,7 @@ import tyro
 from tyro.conf import Positional, UseAppendAction, arg
 
 from openo3_jax import recipes
-from openo3_jax.config import GSPOConfig, SFTConfig, VideoConfig
+from openo3_jax.config import GSPOConfig, HostsConfig, SFTConfig, VideoConfig
 from openo3_jax.errors import InputError, Stopped
 from openo3_jax.evals.config import EvalConfig
 
@@ -203,6 +203,7 @@ def _sft(recipe: SFTConfig) -> Callable[..., None]:
         profile: str | None = None,
         mesh: str | None = None,
         prompts: Path | None = None,
+        processes: Annotated[HostsConfig, Flat] = HostsConfig(),  # noqa: B008 (frozen)
         config: Annotated[SFTConfig, Flat] = recipe,
     ) -> None:
         """Stage one: train on the records of STGR-SFT.json.
@@ -215,15 +216,35 @@ def _sft(recipe: SFTConfig) -> Callable[..., None]:
             profile: steps to trace into OUT/profile for XProf or Perfetto, such as 10:15.
             mesh: sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp.
             prompts: other wordings, a JSON file.
+            processes: of a run over several hosts; each of them is started with the same command.
         """
+        _start(processes, config)
         from openo3_jax.train import profiling
         from openo3_jax.train import sft as stage
 
         places = {"model": model, "data": data, "out": out, "prompts_file": prompts}
         traced = None if profile is None else profiling.parse_steps(profile)
-        stage.run_sft(**places, config=config, mesh=_mesh(mesh), resume=resume, profile=traced)
+        with _several(processes):
+            stage.run_sft(**places, config=config, mesh=_mesh(mesh), resume=resume, profile=traced)
 
     return sft
+
+
+def _start(processes: HostsConfig, config: SFTConfig | GSPOConfig) -> None:
+    """Join the other processes of the run, before anything else imports or asks jax."""
+    if processes.is_distributed:
+        from openo3_jax import hosts
+
+        hosts.start(processes, heartbeat_timeout_seconds=config.run.heartbeat_timeout_seconds)
+
+
+def _several(processes: HostsConfig) -> contextlib.AbstractContextManager[None]:
+    """What is done with other processes ends with them."""
+    if not processes.is_distributed:
+        return contextlib.nullcontext()
+    from openo3_jax import hosts
+
+    return hosts.until_lost()
 
 
 def _gspo(recipe: GSPOConfig) -> Callable[..., None]:
@@ -238,6 +259,7 @@ def _gspo(recipe: GSPOConfig) -> Callable[..., None]:
         prompts: Path | None = None,
         reference: Path | None = None,
         reward: str | None = None,
+        processes: Annotated[HostsConfig, Flat] = HostsConfig(),  # noqa: B008 (frozen)
         config: Annotated[GSPOConfig, Flat] = recipe,
     ) -> None:
         """Stage two: sample groups of answers to the records of STGR-RL.json, reward them, learn from the difference.
@@ -252,24 +274,27 @@ def _gspo(recipe: GSPOConfig) -> Callable[..., None]:
             prompts: other wordings, a JSON file.
             reference: the model not to leave too far behind, if it is not the one to start from.
             reward: a reward of one's own, module:function, called with records and completions.
+            processes: of a run over several hosts; each of them is started with the same command.
         """
+        _start(processes, config)
         from openo3_jax.rewards import redteam
         from openo3_jax.train import gspo as stage
         from openo3_jax.train import profiling, rollout
 
         own = None if reward is None else rollout.own_reward(redteam.load_reward(reward))
-        stage.run_gspo(
-            model=model,
-            data=data,
-            out=out,
-            config=config,
-            mesh=_mesh(mesh),
-            resume=resume,
-            profile=None if profile is None else profiling.parse_steps(profile),
-            prompts_file=prompts,
-            reference=reference,
-            reward=own,
-        )
+        with _several(processes):
+            stage.run_gspo(
+                model=model,
+                data=data,
+                out=out,
+                config=config,
+                mesh=_mesh(mesh),
+                resume=resume,
+                profile=None if profile is None else profiling.parse_steps(profile),
+                prompts_file=prompts,
+                reference=reference,
+                reward=own,
+            )
 
     return gspo
 

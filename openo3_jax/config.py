@@ -317,8 +317,11 @@ class RunConfig:
     stuck_after_s: float = 900.0  # without progress, until it is said where each thread is; 0: never
     tensorboard: bool = True  # event files beside metrics.jsonl
     wandb: str | None = None  # project of Weights & Biases to log to; needs the package wandb
+    heartbeat_timeout_seconds: int = 20  # of silence, until a process of a run over several counts as gone
 
     def __post_init__(self):
+        if self.heartbeat_timeout_seconds < 2:
+            raise InputError(f"run: heartbeat_timeout_seconds={self.heartbeat_timeout_seconds}; expected at least 2")
         if self.save_every < 1 or self.keep_last < 1 or self.patience < 0 or self.stuck_after_s < 0:
             raise InputError(
                 f"run: need save_every >= 1, keep_last >= 1, patience >= 0, stuck_after_s >= 0; got {self.save_every}, "
@@ -326,6 +329,35 @@ class RunConfig:
             )
         if self.patience and self.best is None:
             raise InputError(f"run: patience={self.patience} counts values of a metric; name it by run.best")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HostsConfig:
+    """How the processes of a run over several hosts find each other. No setting of the run: nothing of it is saved."""
+
+    distributed: bool = False  # find the others as the cluster says: Slurm, GKE, Cloud TPU, Open MPI
+    coordinator: str | None = None  # HOST:PORT of the first process, where no cluster says
+    num_processes: int | None = None
+    process_id: int | None = None  # of this one, from 0
+
+    def __post_init__(self):
+        given = (self.coordinator, self.num_processes, self.process_id)
+        if given == (None, None, None):
+            return
+        if None in given or self.distributed:
+            raise InputError(
+                f"hosts: coordinator={self.coordinator}, num_processes={self.num_processes}, process_id="
+                f"{self.process_id}, distributed={self.distributed}; expected all of the three, or distributed alone"
+            )
+        if not self.coordinator.rpartition(":")[2].isdecimal() or not 0 <= self.process_id < self.num_processes:
+            raise InputError(
+                f"hosts: coordinator={self.coordinator}, process_id={self.process_id} of num_processes="
+                f"{self.num_processes}; expected HOST:PORT and 0 <= process_id < num_processes"
+            )
+
+    @property
+    def is_distributed(self) -> bool:
+        return self.distributed or self.coordinator is not None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,30 @@ class VisionGrid(NamedTuple):
         return self.frames * self.height * self.width
 
 
+class RowShare(NamedTuple):
+    """Which of `parts` equal parts of a batch's rows lie on this process's devices.
+
+    `owned`: those of them that it answers for; where devices of several processes hold the same rows, one does.
+    """
+
+    parts: int = 1
+    held: tuple[int, ...] = (0,)
+    owned: tuple[int, ...] = (0,)
+
+    def part(self, row: int, num_rows: int) -> int:
+        """The part that a row is in, of `num_rows` and so many more that the parts are equal."""
+        return row // -(-num_rows // self.parts)
+
+    def rows(self, num_rows: int) -> list[int]:
+        """The rows that this process holds, in the order of its parts.
+
+        Example: `RowShare(4, (0, 2), (0, 2)).rows(8) == [0, 1, 4, 5]`
+        """
+        assert num_rows % self.parts == 0, (num_rows, self.parts)
+        size = num_rows // self.parts
+        return [part * size + row for part in self.held for row in range(size)]
+
+
 @dataclasses.dataclass(frozen=True)
 class Picture:
     """Pixels ready to be cut into patches: sides are multiples of 28 px, values 0..255.

@@ -12,6 +12,8 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from openo3_jax import hosts
+from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import GSPOConfig
 from openo3_jax.data import annotations, plan, prompts, rl_prompts
@@ -48,24 +50,29 @@ def run_gspo(
     another shape, a reward or a loss that is not finite, a run with other settings, data or model to resume; Stopped
     after a signal, with the state saved.
     """
-    run.check_resumable(out) if resume else run.check_new(out)
     log = runlog.RunLog(out)
-    records = annotations.load_stage(data, "rl")
-    if not records:
-        raise InputError(f"{data}: its {annotations.STAGE_FILES['rl']} holds no records; expected at least one")
-    wording = prompts.load_prompts(prompts_file)
-    policy = policy_lib.load_pretrained(model, mesh=mesh, video=config.video)
-    anchor = None if reference is None else policy_lib.load_pretrained(reference, mesh=policy.mesh)
+
+    def read() -> tuple[list[annotations.Record], prompts.Prompts, policy_lib.Policy, policy_lib.Policy | None]:
+        run.check_resumable(out) if resume else run.check_new(out)
+        records, wording = annotations.load_stage(data, "rl"), prompts.load_prompts(prompts_file)
+        if not records:
+            raise InputError(f"{data}: its {annotations.STAGE_FILES['rl']} holds no records; expected at least one")
+        policy = policy_lib.load_pretrained(model, mesh=mesh, video=config.video)
+        anchor = None if reference is None else policy_lib.load_pretrained(reference, mesh=policy.mesh)
+        return records, wording, policy, anchor
+
+    (records, wording, policy, anchor), _ = hosts.together(read)
     compared = None if config.kl_coef == 0 else (anchor or policy).params
     about = resume_lib.describe("gspo", config, plan.data_hash(records), policy.params, compared)
     found = resume_lib.find(out, about, log.say) if resume else None
     make = state_lib.make_state if found is None else state_lib.resume_state
     state = make(policy, config, reference=anchor)
     policy, anchor, compared = policy.without_weights(), None, None  # the state has its own copies
-    with rl_prompts.Prompts(records, data, policy.processor, config, wording) as source:
+    share = mesh_lib.row_share(policy.mesh)
+    with rl_prompts.Prompts(records, data, policy.processor, config, wording, share=share) as source:
         start = 0 if found is None else source.step_of(resume_lib.position(found))
         if start < config.steps:
-            source(start)  # reads the media of the first step before anything is written
+            hosts.together(lambda: source(start))  # reads the media of the first step before anything is written
         run.create(out, policy, "gspo", config, reference=None if reference is None else str(reference))
         state = resume_lib.go_on(out, found, state)
         max_bad = int(config.max_bad_fraction * len(records))
@@ -116,22 +123,23 @@ class _GSPO:
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
         clock = _Clock()
         with clock.phase("data"):
-            good, bad = self._source(step)
-            self._note_bad(step, bad)
+            places = self._prompts(step)
         values = {"data/bad_records": float(len(self._bad))}
-        if not good:
+        if not any(places):
             return state, values
         with clock.phase("rollout"):
-            out = self._sample(state, good, step)
+            out = self._sample(state, places, step)
         progress = (step + 1) / self._config.steps
         with clock.phase("reward"):
-            sampled = rollout.Groups(good, out, *rollout.judge(good, out, self._config, self._reward, progress))
-            self._write_samples(sampled, step, progress)
+            sampled = rollout.Groups(places, out, *rollout.judge(places, out, self._config, self._reward, progress))
+            if hosts.is_first():
+                self._write_samples(sampled, step, progress)
         with clock.phase("update"):
             state, measured = self._update(state, sampled, step)
-        lengths = [[len(tokens) for tokens in group] for group in out.tokens]
+        done = [(prompt, group) for prompt, group in zip(places, out.tokens, strict=True) if prompt is not None]
+        good, lengths = [prompt for prompt, _ in done], [[len(tokens) for tokens in group] for _, group in done]
         new = sum(map(sum, lengths))
-        trained = new + sum(len(prompt.sample.tokens) for prompt in good)
+        trained = new + sum(prompt.size.tokens for prompt in good)
         rates = {
             "time/rollout_tokens_per_s": new / clock.seconds["rollout"],
             "time/update_tokens_per_s": trained / clock.seconds["update"],
@@ -142,16 +150,34 @@ class _GSPO:
 
     def _work(self, good: list[rl_prompts.Prompt], lengths: list[list[int]]) -> int:
         """Operations of the model in a step in which every group is trained on."""
-        groups = [(len(one.sample.tokens), group, one.sample.grids) for one, group in zip(good, lengths, strict=True)]
+        groups = [(one.size.tokens, group, one.size.grids) for one, group in zip(good, lengths, strict=True)]
         scored = (self._config.kl_coef > 0) + (self._config.old_logp == "recompute")
         return profiling.gspo_flops(self._policy.config, groups, scored=scored)
 
-    def _sample(self, state: TrainState, good: list[rl_prompts.Prompt], step: int) -> policy_lib.Generations:
+    def _prompts(self, step: int) -> list[rl_prompts.Prompt | None]:
+        """The prompts of a step in their places, None for those that a process could not use; each has its record."""
+
+        def tell(made: rl_prompts.StepPrompts) -> dict[str, Any]:
+            own = {place: prompt.record for place, prompt in enumerate(made.places) if prompt and prompt.is_own}
+            return {"bad": made.bad, "records": [*own.items()]}
+
+        made, told = hosts.together(lambda: self._source(step), tell)
+        bad = {index: rl_prompts.BadPrompt(index, error) for part in told for index, error in part["bad"]}
+        self._source.note_bad([*bad.values()])
+        self._note_bad(step, [*bad.values()])
+        records = {place: record for part in told for place, record in part["records"]}
+        return [
+            None if prompt is None or prompt.index in bad else prompt._replace(record=records[place])
+            for place, prompt in enumerate(made.places)
+        ]
+
+    def _sample(self, state: TrainState, places: list[rl_prompts.Prompt | None], step: int) -> policy_lib.Generations:
         config = self._config
         policy = dataclasses.replace(self._policy, params=self._cast(state.params))
-        samples = [prompt.sample for prompt in good]
-        need = dataclasses.replace(policy.bucket(samples), rows=policy.round_rows(config.batch_size))
-        seeds = rollout.prompt_seeds(config.seed, step, len(good))
+        samples = [None if prompt is None else prompt.sample for prompt in places]
+        need = policy.bucket([prompt.room for prompt in places if prompt is not None])
+        need = dataclasses.replace(need, rows=policy.round_rows(config.batch_size))
+        seeds = rollout.prompt_seeds(config.seed, step, len(places))
         return policy.continue_samples(samples, config.sampling, seeds, bucket=self._prompt_bucket(need))
 
     def _update(self, state: TrainState, sampled: rollout.Groups, step: int) -> tuple[TrainState, dict[str, float]]:
@@ -178,9 +204,10 @@ class _GSPO:
 
     def _note_bad(self, step: int, bad: list[rl_prompts.BadPrompt]) -> None:
         """Write down records that could not be used; raise InputError when they are too many."""
-        with (self._out / BAD_SAMPLES).open("a", encoding="utf-8") as stream:
-            for one in bad:
-                stream.write(json.dumps({"step": step + 1, "index": one.index, "error": one.error}) + "\n")
+        if hosts.is_first():
+            with (self._out / BAD_SAMPLES).open("a", encoding="utf-8") as stream:
+                for one in bad:
+                    stream.write(json.dumps({"step": step + 1, "index": one.index, "error": one.error}) + "\n")
         self._bad |= {one.index: one.error for one in bad}
         if len(self._bad) > self._max_bad:
             index, error = next(iter(self._bad.items()))
@@ -195,6 +222,8 @@ class _GSPO:
         with (self._out / SAMPLES).open("a", encoding="utf-8") as stream:
             for place in range(len(sampled.prompts) * group):
                 prompt, number = sampled.prompts[place // group], place % group
+                if prompt is None:
+                    continue
                 line = {
                     **prompt.record,
                     "completion": sampled.generations.texts[place // group][number],

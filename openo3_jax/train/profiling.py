@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import jax
 
+from openo3_jax import hosts
 from openo3_jax.config import ModelConfig
 from openo3_jax.errors import InputError
 from openo3_jax.models import flops
@@ -42,11 +43,14 @@ def parse_steps(text: str) -> Steps:
 
 
 class Tracer:
-    """Writes a trace of the chosen steps into `directory`, for XProf or Perfetto. A context manager."""
+    """Writes a trace of the chosen steps into `directory`, for XProf or Perfetto: of the first process.
+
+    A context manager.
+    """
 
     def __init__(self, directory: Path, wanted: Steps | None):
         self._directory = directory
-        self._wanted = wanted
+        self._wanted = wanted if hosts.is_first() else None
         self._is_on = False
 
     def __enter__(self) -> "Tracer":

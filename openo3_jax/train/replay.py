@@ -15,6 +15,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from openo3_jax import config as config_lib
+from openo3_jax import hosts
 from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import GSPOConfig, SFTConfig
@@ -41,10 +42,14 @@ def write_dump(
     step: int,
     values: Mapping[str, float],
 ) -> None:
-    """Batch and weights of an update into the directory `at`, which is made. `step`: from 0."""
-    at.mkdir(parents=True)
-    np.savez(at / ARRAYS, **_to_arrays(jax.device_get(batch)))
+    """Batch and weights of an update into the directory `at`, which is made. `step`: from 0. Every process calls it."""
+    arrays = _to_arrays(hosts.whole(batch))
+    if hosts.is_first():
+        at.mkdir(parents=True)
+        np.savez(at / ARRAYS, **arrays)
     checkpoint.save_params(at / WEIGHTS, params)
+    if not hosts.is_first():
+        return
     found = {name: repr(value) for name, value in values.items()}  # JSON has no nan
     about = {"stage": stage, "step": step + 1, "measured": found, "config": config_lib.to_json(config)}
     (at / ABOUT).write_text(json.dumps(about, indent=2) + "\n")

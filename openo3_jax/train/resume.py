@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from openo3_jax import hosts
 from openo3_jax.config import GSPOConfig, SFTConfig, to_json
 from openo3_jax.data import loader
 from openo3_jax.errors import InputError
@@ -44,8 +45,14 @@ def describe(
 def find(out: Path, about: Mapping[str, Any], say: Callable[[str], None]) -> checkpoint.Record | None:
     """The record of the checkpoint to go on with, None if there is none yet.
 
+    Of several processes the first one looks.
     Raises: InputError if it is of another stage, config, data set or model, naming the first difference.
     """
+    found = hosts.first(lambda: _find(out, about, say))
+    return None if found is None else checkpoint.Record(*found)
+
+
+def _find(out: Path, about: Mapping[str, Any], say: Callable[[str], None]) -> checkpoint.Record | None:
     directory = out / run.CHECKPOINTS
     step = checkpoint.newest_good(directory, say)
     if step is None:
@@ -75,10 +82,14 @@ def go_on(out: Path, record: checkpoint.Record | None, state: TrainState) -> Tra
     `state`: shapes and places of what is to be read. Nothing of what is cut off is needed again: it will be the same.
     """
     step = 0 if record is None else record.step
-    for name in LINES:
-        cut_back(out / name, step)
-    replay.remove_after(out, step)
-    checkpoint.set_aside(out / run.CHECKPOINTS, step, out / SET_ASIDE)
+
+    def cut() -> None:
+        for name in LINES:
+            cut_back(out / name, step)
+        replay.remove_after(out, step)
+        checkpoint.set_aside(out / run.CHECKPOINTS, step, out / SET_ASIDE)
+
+    hosts.together(lambda: cut() if hosts.is_first() else None)
     return state if record is None else checkpoint.restore(out / run.CHECKPOINTS, step, state)
 
 

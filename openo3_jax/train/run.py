@@ -10,6 +10,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from openo3_jax import config as config_lib
+from openo3_jax import hosts
 from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import GSPOConfig, SFTConfig, VideoConfig
@@ -45,7 +46,16 @@ def check_resumable(out: Path) -> None:
 def create(
     out: Path, policy: policy_lib.Policy, stage: Literal["sft", "gspo"], config: SFTConfig | GSPOConfig, **more: Any
 ) -> None:
-    """Write everything that is known before the first step; config.json, with `more`, is the last of it."""
+    """Write everything that is known before the first step; config.json, with `more`, is the last of it.
+
+    Of several processes the first one writes, and the others wait for it.
+    """
+    hosts.together(lambda: _create(out, policy, stage, config, **more) if hosts.is_first() else None)
+
+
+def _create(
+    out: Path, policy: policy_lib.Policy, stage: Literal["sft", "gspo"], config: SFTConfig | GSPOConfig, **more: Any
+) -> None:
     files = out / MODEL_FILES
     files.mkdir(parents=True, exist_ok=True)
     policy_lib.copy_model_files(policy.directory, files)
