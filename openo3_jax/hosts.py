@@ -11,6 +11,7 @@ import re
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any, TypeVar
 
@@ -66,7 +67,11 @@ def start(config: HostsConfig, *, heartbeat_timeout_seconds: int) -> None:
         ) from None
     except RuntimeError as error:
         raise InputError(f"{config.coordinator or '--distributed'}: {_first_line(error)}") from None
-    _Farewell().install()
+    if jax.default_backend() == "cpu":
+        # The cache of programs serves the first process alone; it would then wait for the others while they compile,
+        # and gloo gives up after 30 s.
+        jax.config.update("jax_enable_compilation_cache", False)
+    _Farewell(name()).install()
 
 
 def _all_gpus() -> list[int] | None:
@@ -173,14 +178,13 @@ class _Farewell:
     They write to the file descriptor, so that is a pipe now, whose other end a thread reads.
     """
 
-    def __init__(self):
+    def __init__(self, process: str):
+        self._process = process
         self._stderr = os.dup(2)
         self._pipe, end = os.pipe()
-        os.set_blocking(self._pipe, True)
         os.dup2(end, 2)
         os.close(end)
-        self._is_hiding = False
-        self._lock = threading.Lock()
+        self._is_hiding = False  # what follows of the log is the coordination service's
 
     def install(self) -> None:
         sys.stderr.flush()
@@ -195,17 +199,15 @@ class _Farewell:
     def _forward(self) -> None:
         with os.fdopen(self._pipe, "rb") as lines:
             for line in lines:
-                with self._lock:
-                    if _LOG_LINE.match(line):
-                        self._is_hiding = any(place in line for place in _OF_SERVICE)
-                    if not self._is_hiding:
-                        os.write(self._stderr, line)
+                if _LOG_LINE.match(line):
+                    self._is_hiding = any(place in line for place in _OF_SERVICE)
+                if not self._is_hiding:
+                    os.write(self._stderr, line)
 
     def _abort(self, number: int) -> None:
-        """In the thread that aborts."""
-        with self._lock:
-            is_lost = self._is_hiding
-        if is_lost:
-            os.write(self._stderr, f"openo3: {name()}: {LOST}\n".encode())
+        """In the thread that aborts. Returning lets it go on."""
+        del number
+        time.sleep(0.3)  # until what it wrote has been read
+        if self._is_hiding:
+            os.write(self._stderr, f"openo3: {self._process}: {LOST}\n".encode())
             os._exit(1)
-        signal.signal(signal.SIGABRT, signal.SIG_DFL)

@@ -70,7 +70,7 @@ def train(
         _open_journal(stage, this) as book,
         checkpoint.Checkpoints(out / run.CHECKPOINTS, keep_last=settings.keep_last, say=say) as checkpoints,
         profiling.Tracer(out / run.PROFILE, this.profile) as tracer,
-        machine.Machine() as computer,
+        machine.Machine(this.log.note) as computer,
         watchdog.Watchdog(settings.stuck_after_s, this.log.warn) as dog,
         signals.StopSignals(say) as caught,
         hosts.until_lost(),

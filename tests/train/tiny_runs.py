@@ -47,10 +47,10 @@ GSPO = dataclasses.replace(
 CONFIGS = {"sft": SFT, "gspo": GSPO}
 
 
-def prepare(root: Path) -> Path:
+def prepare(root: Path, *, layers: int = 2) -> Path:
     """Six records of each stage and a model with random weights."""
     synthetic.write_dataset(root / "data", num_train=6, seed=0)
-    tiny.init_tiny(root / "model", hidden_size=64, layers=2)
+    tiny.init_tiny(root / "model", hidden_size=64, layers=layers)
     for stage, config in CONFIGS.items():
         (root / f"{stage}.json").write_text(json.dumps({"stage": stage, "config": dataclasses.asdict(config)}))
     return root
@@ -131,7 +131,7 @@ def run_forked(devices: int, name: str, stage: str, root: str, out: str, *more: 
     """Never returns, unless as a process of its own does: what the interpreter does at its end is done too."""
     code = 1
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with the process that forked it
-    if devices > 1:  # more to compile: without LLVM's optimizations
+    if name:  # a device of many: more to compile, without LLVM's optimizations
         flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
         os.environ["XLA_FLAGS"] = flags
     try:
