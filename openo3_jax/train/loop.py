@@ -90,7 +90,7 @@ def train(
             book.write(done, values)
             is_last = done == steps or best.is_over or (stop is not None and stop(done, values))
             # Asked once: a later signal waits for the next step. Any process's signal counts, the first one's verdicts.
-            told = hosts.gather([caught.name, is_last, best.is_new])
+            told = hosts.gather([caught.name, bool(is_last), best.is_new])
             signal, (_, is_last, is_new) = next(filter(None, (one[0] for one in told)), None), told[0]
             is_told = signal is not None
             if is_last or is_told or is_new or done % settings.save_every == 0:
