@@ -53,9 +53,8 @@ def start(config: HostsConfig, *, heartbeat_timeout_seconds: int) -> None:
         who = {"coordinator_address": config.coordinator, "cluster_detection_method": "deactivate"}
         who |= {"num_processes": config.num_processes, "process_id": config.process_id}
     elif "SLURM_JOB_ID" in os.environ and os.environ.get("SLURM_NTASKS") == os.environ.get("SLURM_NNODES"):
-        who = {
-            "local_device_ids": _all_gpus()
-        }  # jax takes one GPU for each process of Slurm; this is one for each node
+        # jax gives each process of Slurm one GPU; this one is alone on its node.
+        who = {"local_device_ids": _all_gpus()}
     try:
         jax.distributed.initialize(
             **who, heartbeat_timeout_seconds=heartbeat_timeout_seconds, shutdown_timeout_seconds=SHUTDOWN_S
