@@ -144,9 +144,10 @@ def whole(tree: Any) -> Any:
     return jax.tree.map(fetch, tree)
 
 
-def is_lost(error: jax.errors.JaxRuntimeError) -> bool:
+def is_lost(error: Exception) -> bool:
     """Whether an error of the devices says that another process is gone."""
-    return jax.process_count() > 1 and any(word in str(error) for word in _LOST_WORDS)
+    is_own = isinstance(error, InputError)
+    return jax.process_count() > 1 and not is_own and any(word in str(error) for word in _LOST_WORDS)
 
 
 @contextlib.contextmanager
@@ -157,7 +158,7 @@ def until_lost() -> Iterator[None]:
     """
     try:
         yield
-    except jax.errors.JaxRuntimeError as error:
+    except (jax.errors.JaxRuntimeError, ValueError) as error:  # jax raises one or the other
         if not is_lost(error):
             raise
         sys.stderr.write(f"openo3: {name()}: {LOST} ({_first_line(error)[:200]})\n")

@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import jax
@@ -144,6 +145,8 @@ def run_forked(devices: int, name: str, stage: str, root: str, out: str, *more: 
         own = ["--reward", "tiny_runs:reward"] if stage == "gspo" else []
         code = cli.main([stage, f"{root}/{stage}.json", *places, *own, "--out", out, *more])
         atexit._run_exitfuncs()
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(code)
