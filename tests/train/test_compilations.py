@@ -53,7 +53,7 @@ class Programs:
 
 
 def test_the_sft_step_compiles_once_for_a_bucket(policy):
-    bucket = packing.Bucket(rows=4, seq=256, patches=256, windows=32, frames={16: 16}, targets=64)
+    bucket = packing.Bucket(rows=4, seq=768, patches=256, windows=32, frames={16: 16}, targets=64)
     step, training = steps.make_sft_step(SFT), state.make_state(policy, SFT)
     batches = {  # (frames, words, answer) of each sample, row by row
         "full": [[(4, 20, 5)], [(2, 9, 9), (1, 5, 3)], [(4, 30, 2)], [(1, 3, 20)]],
