@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import AvoidSubcommands, Positional, UseAppendAction, arg
 
 from openo3_jax import recipes
 from openo3_jax.config import GSPOConfig, SFTConfig, VideoConfig
@@ -31,7 +31,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _prepare_libraries()
     try:
         function, prog, rest = _find(words)
-        return tyro.cli(function, prog=prog, args=rest) or 0
+        return tyro.cli(function, prog=prog, args=rest, config=(AvoidSubcommands,)) or 0
     except InputError as error:
         return _fail(str(error))
     except Stopped as stopped:
@@ -290,17 +290,24 @@ def export(
     out: Positional[Annotated[Path, arg(metavar="OUT")]],
     *,
     dtype: Literal["float32", "bfloat16"] | None = None,
+    adapter: bool = False,
 ) -> None:
-    """Write the trained weights of a run as a Hugging Face directory.
+    """Write the trained weights of a run as a Hugging Face directory; adapters are added to the weights.
 
     Args:
         run: the directory of a training run.
         out: a new directory.
         dtype: of every tensor; without it each keeps that of the model the run started from.
+        adapter: write the adapters alone, for peft; the result is also a MODEL of every other verb.
     """
     from openo3_jax.train import run as run_lib
 
-    run_lib.load(run).save_pretrained(out, dtype)
+    if adapter and dtype is not None:
+        raise InputError(f"export: --dtype {dtype} with --adapter; adapters are written in float32, so leave it out")
+    if adapter:
+        run_lib.save_adapter(run, out)
+    else:
+        run_lib.load(run).save_pretrained(out, dtype)
 
 
 def replay(dump: Positional[Annotated[Path, arg(metavar="DUMP")]], *, mesh: str | None = None) -> None:

@@ -16,7 +16,7 @@ from jax.sharding import Mesh, NamedSharding
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import ModelConfig
 from openo3_jax.errors import InputError
-from openo3_jax.models import hf_mapping, qwen2_5_vl
+from openo3_jax.models import hf_mapping, lora, qwen2_5_vl
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -208,7 +208,10 @@ def save(
     *,
     max_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write the weights in the hub's spelling, in files of at most `max_bytes`, each tensor in `dtypes[key]`."""
+    """Write the weights in the hub's spelling, in files of at most `max_bytes`, each tensor in `dtypes[key]`.
+
+    Adapters are added to their weights, one layer at a time.
+    """
     sources = {
         key: (entry, i) for entry in hf_mapping.table(config) for i, key in enumerate(hf_mapping.keys(entry, config))
     }
@@ -230,7 +233,7 @@ def save(
             entry, i = sources[key]
             weight = _variable(params, entry.path).get_raw_value()
             tensors[key] = np.empty(shapes[key], dtypes[key])
-            layer = np.asarray(weight[i] if entry.is_stacked else weight)
+            layer = _with_adapter(np.asarray(weight[i] if entry.is_stacked else weight), entry, params, i)
             flat = tensors[key].reshape(len(tensors[key]), -1) if layer.ndim > 1 else tensors[key]
             _copy(hf_mapping.to_hf(entry, layer), flat)
         safetensors.numpy.save_file(tensors, out / name, metadata={"format": "pt"})
@@ -238,6 +241,15 @@ def save(
         total = sum(_num_bytes(shapes[key], dtypes[key]) for key in sources)
         weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
         (out / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
+
+
+def _with_adapter(weight: np.ndarray, entry: hf_mapping.Entry, params: nnx.State, i: int) -> np.ndarray:
+    """One layer's weight, with its adapter added in float32 where it has one."""
+    halves = lora.halves(params, entry.path)
+    if halves is None:
+        return weight
+    a, b = (np.asarray(half[...][i] if entry.is_stacked else half[...], np.float32) for half in halves)
+    return weight.astype(np.float32) + np.float32(halves[1].scale) * (a @ b)
 
 
 def _num_bytes(shape: tuple[int, ...], dtype: jnp.dtype) -> int:

@@ -54,9 +54,9 @@ def run_gspo(
     if not records:
         raise InputError(f"{data}: its {annotations.STAGE_FILES['rl']} holds no records; expected at least one")
     wording = prompts.load_prompts(prompts_file)
-    policy = policy_lib.load_pretrained(model, mesh=mesh, video=config.video)
+    policy = policy_lib.load_pretrained(model, dtype=state_lib.load_dtype(config), mesh=mesh, video=config.video)
     anchor = None if reference is None else policy_lib.load_pretrained(reference, mesh=policy.mesh)
-    compared = None if config.kl_coef == 0 else (anchor or policy).params
+    compared = state_lib.anchor_of(policy, config, anchor)
     about = resume_lib.describe("gspo", config, plan.data_hash(records), policy.params, compared)
     found = resume_lib.find(out, about, log.say) if resume else None
     make = state_lib.make_state if found is None else state_lib.resume_state
@@ -66,7 +66,7 @@ def run_gspo(
         start = 0 if found is None else source.step_of(resume_lib.position(found))
         if start < config.steps:
             source(start)  # reads the media of the first step before anything is written
-        run.create(out, policy, "gspo", config, reference=None if reference is None else str(reference))
+        run.create(out, policy, "gspo", config, model=model, reference=reference)
         state = resume_lib.go_on(out, found, state)
         max_bad = int(config.max_bad_fraction * len(records))
         guard = guards.Guard("gspo", config, out, log)
@@ -144,11 +144,12 @@ class _GSPO:
         """Operations of the model in a step in which every group is trained on."""
         groups = [(len(one.sample.tokens), group, one.sample.grids) for one, group in zip(good, lengths, strict=True)]
         scored = (self._config.kl_coef > 0) + (self._config.old_logp == "recompute")
-        return profiling.gspo_flops(self._policy.config, groups, scored=scored)
+        return profiling.gspo_flops(self._policy.config, groups, scored=scored, lora=self._config.lora)
 
     def _sample(self, state: TrainState, good: list[rl_prompts.Prompt], step: int) -> policy_lib.Generations:
         config = self._config
-        policy = dataclasses.replace(self._policy, params=self._cast(state.params))
+        as_computed = dataclasses.replace(state, params=self._cast(state.params))  # what is frozen is so already
+        policy = state_lib.trained_policy(self._policy, as_computed)
         samples = [prompt.sample for prompt in good]
         need = dataclasses.replace(policy.bucket(samples), rows=policy.round_rows(config.batch_size))
         seeds = rollout.prompt_seeds(config.seed, step, len(good))

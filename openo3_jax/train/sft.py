@@ -46,7 +46,7 @@ def run_sft(
     log = runlog.RunLog(out)
     records = annotations.load_stage(data, "sft")
     wording = prompts.load_prompts(prompts_file)
-    policy = policy_lib.load_pretrained(model, mesh=mesh, video=config.video)
+    policy = policy_lib.load_pretrained(model, dtype=state_lib.load_dtype(config), mesh=mesh, video=config.video)
     about = resume_lib.describe("sft", config, plan.data_hash(records), policy.params)
     found = resume_lib.find(out, about, log.say) if resume else None
     state = state_lib.make_state(policy, config) if found is None else state_lib.resume_state(policy, config)
@@ -57,7 +57,7 @@ def run_sft(
         start = 0 if found is None else batches.step_of(resume_lib.position(found))
         if start < config.steps:
             batches(start)  # media that cannot be read are named before anything is written
-        run.create(out, policy, "sft", config)
+        run.create(out, policy, "sft", config, model=model)
         state = resume_lib.go_on(out, found, state)
         samples.bad.write_to(out / run.BAD_SAMPLES)
         if start < config.steps:
@@ -85,6 +85,7 @@ class _SFT:
         self._on_devices = on_devices
         self._policy = policy
         self._guard = guard
+        self._lora = config.lora
         self._step = steps.make_sft_step(config)
 
     def memory(self, step: int) -> dict[str, Any]:
@@ -101,7 +102,7 @@ class _SFT:
         done_s = time.monotonic()
         is_made = self._guard(state, batch, step, values)
         sizes = self._batches.sizes(step)
-        work = profiling.sft_flops(self._policy.config, sizes)
+        work = profiling.sft_flops(self._policy.config, sizes, lora=self._lora)
         rates = profiling.rates(work, sum(size.tokens for size in sizes), done_s - started_s)
         times = {"time/data_s": ready_s - started_s, "time/step_s": done_s - ready_s}
         named = {f"sft/{name}": value for name, value in values.items()}
