@@ -20,6 +20,7 @@ from openo3_jax import recipes
 from openo3_jax.config import GSPOConfig, SFTConfig, VideoConfig
 from openo3_jax.errors import InputError, Stopped
 from openo3_jax.evals.config import EvalConfig
+from openo3_jax.plan.config import Rates, Sizes
 
 Flat = arg(name="")  # fields of a nested dataclass as flags of their own
 Verbs = Mapping[str, Any]  # a word -> a function, or the words that may follow it
@@ -272,6 +273,45 @@ def _gspo(recipe: GSPOConfig) -> Callable[..., None]:
         )
 
     return gspo
+
+
+def _plan(recipe: SFTConfig | GSPOConfig) -> Callable[..., int]:
+    def plan(
+        *,
+        devices: str,
+        model: str = "7b",
+        mesh: str | None = None,
+        sizes: Annotated[Sizes, Flat] = Sizes(),  # noqa: B008 (frozen)
+        rates: Annotated[Rates, Flat] = Rates(),  # noqa: B008 (frozen)
+        search: bool = False,
+        json: Path | None = None,
+        config: Annotated[type(recipe), Flat] = recipe,
+    ) -> int:
+        """Compile the recipe for devices that need not be here: memory, communication, time. Exit code 3: too large.
+
+        Args:
+            devices: KIND:SHAPE, such as h100:8 or v5p:4x4x4.
+            model: 3b, 7b, 32b, 72b, or a directory with a config.json.
+            mesh: sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp.
+            search: try meshes, remat policies and batches; rank what fits; find the most that a device holds.
+            json: where to write all figures.
+        """
+        from openo3_jax.plan import command
+
+        text, fits = command.run(
+            config,
+            devices=devices,
+            model=model,
+            axes=_mesh(mesh),
+            sizes=sizes,
+            rates=rates,
+            wants_search=search,
+            json_out=json,
+            say=lambda tried: print(f"plan: {tried}", file=sys.stderr),
+        )
+        return _claim(text, fits)
+
+    return plan
 
 
 def _mesh(text: str | None) -> dict[str, int] | None:
@@ -613,6 +653,7 @@ VERBS: Verbs = {
     "ask": ask,
     "sft": {name: _sft(recipe) for name, recipe in recipes.SFT.items()},
     "gspo": {name: _gspo(recipe) for name, recipe in recipes.GSPO.items()},
+    "plan": {name: _plan(recipe) for name, recipe in (recipes.SFT | recipes.GSPO).items()},
     "eval": eval_,
     "export": export,
     "replay": replay,

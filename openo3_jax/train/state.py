@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import GSPOConfig, ModelConfig, SFTConfig
@@ -65,14 +66,21 @@ def make_state(policy: Policy, config: SFTConfig | GSPOConfig, *, reference: Pol
 def resume_state(policy: Policy, config: SFTConfig | GSPOConfig, *, reference: Policy | None = None) -> TrainState:
     """Shapes and places of everything that changes, for a checkpoint to fill; all else as `make_state` has it."""
     policy, reference = _merged(policy), _merged(reference)
-    make, anchor = _start(config, policy.graphdef), anchor_of(policy, config, reference)
-    shapes = jax.eval_shape(make, policy.params, anchor)
-    places = mesh_lib.state_shardings(shapes, policy.mesh)
-    abstract = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, places)
+    anchor = anchor_of(policy, config, reference)
+    abstract = abstract_state(policy.graphdef, policy.params, config, anchor, mesh=policy.mesh)
     fixed = {"reference": anchor, "frozen": None if config.lora is None else policy.params}
-    wanted = {name: getattr(places, name) for name in fixed}
+    wanted = {name: jax.tree.map(lambda x: x.sharding, getattr(abstract, name)) for name in fixed}
     kept = jax.jit(lambda trees: _copy(trees, config.compute_dtype), out_shardings=wanted)(fixed)
     return dataclasses.replace(abstract, **kept)
+
+
+def abstract_state(
+    graphdef: nnx.GraphDef, params: nnx.State, config: SFTConfig | GSPOConfig, anchor: Any, *, mesh: Mesh
+) -> TrainState:
+    """Shapes and places of all that `make_state` makes; of `params` and `anchor` the shapes are enough."""
+    shapes = jax.eval_shape(_start(config, graphdef), params, anchor)
+    places = mesh_lib.state_shardings(shapes, mesh)
+    return jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), shapes, places)
 
 
 def load_dtype(config: SFTConfig | GSPOConfig) -> Dtype:
