@@ -3,6 +3,7 @@
 A compiler's plugin stays in the process that loads it, and may claim it; so the one that asks never loads it.
 """
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -75,8 +76,9 @@ class Compiler:
                 stderr=self._errors,
                 text=True,
             )
-        self._process.stdin.write(_dump(request) + "\n")
-        self._process.stdin.flush()
+        with contextlib.suppress(BrokenPipeError):  # it has ended: there is no line to read then
+            self._process.stdin.write(_dump(request) + "\n")
+            self._process.stdin.flush()
         line = self._process.stdout.readline()
         if not line:
             self._errors.seek(0)
@@ -118,8 +120,8 @@ def _load(line: str) -> Request:
     )
 
 
-def answer(request: Request, described: list[Any]) -> Answer:
-    """Compile for these devices, in this process."""
+def answer(request: Request, described: list[Any], options: Mapping[str, Any] | None = None) -> Answer:
+    """Compile for these devices, in this process. `options`: of the compiler."""
     mesh = mesh_lib.make_mesh(request.axes, devices=described)
     ways = mesh_lib.mesh_size(mesh, mesh_lib.LOGICAL_AXES["rows"])
     load = workload.make_load(request.config, request.model, request.sizes, ways)
@@ -127,7 +129,7 @@ def answer(request: Request, described: list[Any]) -> Answer:
     return Answer(
         axes={name: int(size) for name, size in mesh.shape.items()},
         load=load,
-        programs=list(programs.compile_all(request.config, request.model, load, mesh)),
+        programs=list(programs.compile_all(request.config, request.model, load, mesh, options)),
         trained_bytes=programs.num_bytes(state.params),
         optimizer_bytes=programs.num_bytes(state.opt_state),
         reference_bytes=programs.num_bytes(state.reference),

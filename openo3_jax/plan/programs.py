@@ -3,7 +3,7 @@
 import dataclasses
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -64,11 +64,15 @@ def make_abstract(config: SFTConfig | GSPOConfig, model: ModelConfig, mesh: Mesh
 
 
 def compile_all(
-    config: SFTConfig | GSPOConfig, model: ModelConfig, load: workload.Load, mesh: Mesh
+    config: SFTConfig | GSPOConfig,
+    model: ModelConfig,
+    load: workload.Load,
+    mesh: Mesh,
+    options: Mapping[str, Any] | None = None,
 ) -> Iterator[Program]:
-    """One after the other, as a step runs them."""
+    """One after the other, as a step runs them. `options`: of the compiler."""
     shapes = make_abstract(config, model, mesh)
-    checked = partial(_compile, model=model, mesh=mesh)
+    checked = partial(_compile, model=model, mesh=mesh, options=options)
     batch = abstract_batch(load.row, load.rows, model, mesh)
     if isinstance(config, SFTConfig):
         yield checked("update", steps.make_sft_step(config).lower(shapes.state, batch))[0]
@@ -162,6 +166,7 @@ def _compile(
     *,
     model: ModelConfig,
     mesh: Mesh,
+    options: Mapping[str, Any] | None,
     resident: int = 0,
     trips: int = 1,
     copies_from: int = 2**62,
@@ -169,7 +174,7 @@ def _compile(
     """`trips`: of the loop that ends when all are done. `copies_from`: bytes from which on a copy is counted."""
     started_s = time.monotonic()
     try:
-        compiled = lowered.compile()
+        compiled = lowered.compile(compiler_options=options)
     except jax.errors.JaxRuntimeError as error:
         if NO_ROOM not in str(error):
             raise
