@@ -62,7 +62,11 @@ class Policy:
 
     @functools.cached_property
     def sampling_layout(self) -> generate_lib.SamplingLayout:
-        """The decoder's weights as decoding wants them, made on first use and kept: a second copy of them."""
+        """The decoder's weights as decoding wants them, made on first use and kept: a second copy of them, but on one
+        CPU device the same memory.
+        """
+        if self.mesh.devices.size == 1 and self.mesh.devices.flat[0].platform == "cpu":
+            return generate_lib.shared_layout(self.graphdef, self.params)
         return _sampling_layout(self.graphdef, self.params)
 
     def without_weights(self) -> "Policy":

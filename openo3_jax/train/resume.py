@@ -57,7 +57,7 @@ def find(out: Path, about: Mapping[str, Any], say: Callable[[str], None]) -> che
     record = checkpoint.read_record(directory, step)
     at = directory / str(step)
     for name in ("stage", "records", "shapes", "reference", "frozen", "config"):
-        difference = first_difference(record.about.get(name), about[name], name)
+        difference = first_difference(record.about.get(name), about.get(name), name)
         if difference is not None:
             raise InputError(f"{at}: {difference}; resume with what the run was started with, or start a new run")
     changed = first_difference(record.about["versions"], about["versions"], "versions")
