@@ -37,7 +37,10 @@ def run(
             answer = compiler(wish)
             return answer, estimate_of(wish, answer, rates)
 
-        text, found, estimate = _search(request, judge, say) if wants_search else _plan(request, judge)
+        if wants_search:
+            text, found, estimate = _search(request, judge, say)
+        else:
+            text, found, estimate = _plan(request, *judge(request))
     if json_out is not None:
         json_out.write_text(json.dumps(found, indent=2) + "\n")
     return text, estimate.fits
@@ -67,15 +70,14 @@ def load_model(name: str) -> ModelConfig:
     return ModelConfig.from_hf(json.loads(file.read_text()), where=str(file))
 
 
-def _plan(request: Request, judge: search.Judge) -> tuple[str, dict[str, Any], Estimate]:
-    answer, estimate = judge(request)
+def _plan(request: Request, answer: Answer, estimate: Estimate) -> tuple[str, dict[str, Any], Estimate]:
     return report.render(request, answer, estimate), report.to_json(request, answer, estimate), estimate
 
 
 def _search(request: Request, judge: search.Judge, say: Callable[[str], None]) -> tuple[str, dict[str, Any], Estimate]:
     tried = search.search(request, judge, say)
     best = tried[0]
-    text, found, estimate = _plan(best.request, judge)
+    text, found, estimate = _plan(best.request, best.answer, best.estimate)
     rows = [(one.name, one.estimate, one.per_sample_s) for one in tried]
     found["tried"] = [
         {"name": name, "per_sample_s": per_sample_s, "fits": one.fits, "peak_bytes": one.peak_bytes}

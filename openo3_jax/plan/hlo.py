@@ -173,7 +173,8 @@ def most_logits(text: str, *, vocab: int, dims: set[int]) -> int:
     return max(found)
 
 
-def copied_in_loops(text: str, *, at_least: int) -> int:
-    """Bytes of arrays of at least so many bytes that a loop copies or transposes each time it runs."""
+def copied_in_loops(text: str, *, at_least: int, vocab: int) -> int:
+    """Bytes of arrays of at least so many bytes that a loop copies or transposes each time it runs; logits are none."""
     moved = (one for one in instructions(text) if one.in_loop and one.opcode in ("copy", "copy-start", "transpose"))
-    return sum(size for one in moved if (size := result_bytes(one)) >= at_least)
+    others = (one for one in moved if not any(vocab in sizes for _, sizes in one.shapes))
+    return sum(size for one in others if (size := result_bytes(one)) >= at_least)

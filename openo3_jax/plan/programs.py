@@ -183,6 +183,7 @@ def _compile(
         return Program(name, **nothing, refused=str(error).splitlines()[0]), None
     text, memory = compiled.as_text(), compiled.memory_analysis()
     dim, ways = model.text.hidden_size, mesh_lib.mesh_size(mesh, mesh_lib.LOGICAL_AXES["embed"])
+    vocab = model.text.vocab_size // mesh.shape["tensor"]
     found = Program(
         name=name,
         compiled_s=time.monotonic() - started_s,
@@ -192,7 +193,7 @@ def _compile(
         resident=resident,
         collectives=hlo.collectives(text, unknown_trips=trips),
         gathered_outside_loops=hlo.gathered_outside_loops(text),
-        most_logits=hlo.most_logits(text, vocab=model.text.vocab_size // mesh.shape["tensor"], dims={dim, dim // ways}),
-        copied_in_loops=hlo.copied_in_loops(text, at_least=copies_from),
+        most_logits=hlo.most_logits(text, vocab=vocab, dims={dim, dim // ways}),
+        copied_in_loops=hlo.copied_in_loops(text, at_least=copies_from, vocab=vocab),
     )
     return found, compiled

@@ -21,6 +21,7 @@ MOST = 2**20
 class Tried(NamedTuple):
     name: str
     request: Request
+    answer: Answer
     estimate: Estimate
 
     @property
@@ -42,7 +43,7 @@ def search(request: Request, judge: Judge, say: Callable[[str], None]) -> list[T
         axes = ", ".join(f"{name} {size}" for name, size in answer.axes.items() if size > 1) or "one device"
         name = f"{axes}; remat {wish.config.remat}; batch {wish.config.batch_size}"
         say(name)
-        tried.append(Tried(name, wish._replace(axes=answer.axes), estimate))
+        tried.append(Tried(name, wish._replace(axes=answer.axes), answer, estimate))
         return tried[-1]
 
     for axes in meshes(request.devices.number, request.model):

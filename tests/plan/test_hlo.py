@@ -69,8 +69,9 @@ def test_what_must_not_be_in_a_program():
     assert hlo.gathered_outside_loops(PROGRAM) == 128
     assert hlo.most_logits(PROGRAM, vocab=96, dims={32}) == 6
     assert hlo.most_logits(PROGRAM, vocab=96, dims=set()) == 32
-    assert hlo.copied_in_loops(PROGRAM, at_least=256) == 256
-    assert hlo.copied_in_loops(PROGRAM, at_least=257) == 0
+    assert hlo.copied_in_loops(PROGRAM, at_least=256, vocab=96) == 256
+    assert hlo.copied_in_loops(PROGRAM, at_least=257, vocab=96) == 0
+    assert hlo.copied_in_loops(PROGRAM, at_least=256, vocab=16) == 0
 
 
 @pytest.mark.parametrize(("element", "sizes", "expected"), [("bf16", (2, 3), 12), ("pred", (5,), 5), ("f32", (), 4)])
