@@ -415,6 +415,8 @@ def data_check(
         problems = store.verify(root)
         print("\n".join([*problems, f"prepared set: {len(problems)} files differ from {store.MANIFEST}"]))
         return 2 if problems else 0
+    if json is not None and (json.is_dir() or not json.absolute().parent.is_dir()):
+        raise InputError(f"--json {json}: cannot be written; expected the name of a file in a directory that exists")
     with _progress("check") as advance:
         report = check.check_root(root, jobs=workers.count(jobs), advance=advance, fix=fix)
     if json is not None:
@@ -469,12 +471,14 @@ def data_stats(
     """
     from openo3_jax.data import stats, workers
 
+    if html is not None:
+        from openo3_jax.report import data_page, pages
+
+        pages.check_name(html)
     with _progress("stats") as advance:
         statistics = stats.compute_root(root, jobs=workers.count(jobs), advance=advance)
     if html is not None:
-        from openo3_jax.report import data_page
-
-        html.write_text(data_page.render(statistics, f"Statistics of {root}"), encoding="utf-8")
+        pages.write(html, data_page.render(statistics, f"Statistics of {root}"))
     print(stats.render(statistics))
 
 

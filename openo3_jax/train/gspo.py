@@ -16,7 +16,7 @@ from openo3_jax import policy as policy_lib
 from openo3_jax.config import GSPOConfig
 from openo3_jax.data import annotations, plan, prompts, rl_prompts
 from openo3_jax.errors import InputError
-from openo3_jax.train import guards, loop, profiling, rollout, run, runlog, steps
+from openo3_jax.train import guards, journal, loop, profiling, rollout, run, runlog, steps
 from openo3_jax.train import resume as resume_lib
 from openo3_jax.train import state as state_lib
 from openo3_jax.train.state import TrainState
@@ -59,6 +59,7 @@ def run_gspo(
     compared = None if config.kl_coef == 0 else (anchor or policy).params
     about = resume_lib.describe("gspo", config, plan.data_hash(records), policy.params, compared)
     found = resume_lib.find(out, about, log.say) if resume else None
+    journal.check(config.run)
     make = state_lib.make_state if found is None else state_lib.resume_state
     state = make(policy, config, reference=anchor)
     policy, anchor, compared = policy.without_weights(), None, None  # the state has its own copies

@@ -12,7 +12,7 @@ from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import SFTConfig
 from openo3_jax.data import annotations, pipeline, plan, prompts
-from openo3_jax.train import ahead, guards, loop, profiling, run, runlog, steps
+from openo3_jax.train import ahead, guards, journal, loop, profiling, run, runlog, steps
 from openo3_jax.train import resume as resume_lib
 from openo3_jax.train import state as state_lib
 from openo3_jax.train.state import TrainState
@@ -49,6 +49,7 @@ def run_sft(
     policy = policy_lib.load_pretrained(model, mesh=mesh, video=config.video)
     about = resume_lib.describe("sft", config, plan.data_hash(records), policy.params)
     found = resume_lib.find(out, about, log.say) if resume else None
+    journal.check(config.run)
     state = state_lib.make_state(policy, config) if found is None else state_lib.resume_state(policy, config)
     policy = policy.without_weights()  # the state has its own copy; the loaded one may go
     ways = policy.round_rows(1)
