@@ -637,7 +637,7 @@ def overfit(*, out: Path, data: Path | None = None, steps: int = 400, seed: int 
     return _claim(*experiments.overfit(data=data, out=out, steps=steps, seed=seed))
 
 
-def sharpen(*, data: Path, out: Path, steps: int = 60, seed: int = 0) -> int:
+def sharpen(*, data: Path, out: Path, steps: int = 50, seed: int = 0) -> int:
     """Stage two after an unfinished stage one, on a handful of questions: does the sampled reward rise?
 
     Args:

@@ -91,15 +91,19 @@ def grpo_7b() -> GSPOConfig:
 
 
 def gspo_tiny() -> GSPOConfig:
-    """A tiny model after `sft_tiny` on a handful of clips, small frames, on a CPU."""
+    """A tiny model after `sft_tiny` on a handful of clips, small frames, on a CPU.
+
+    openo3 experiment sharpen --data ROOT --out OUT
+    Hardware: 2 CPU cores. Result: docs/log.md, 22 Nov 2026.
+    """
     return GSPOConfig(
-        steps=60,
+        steps=50,
         batch_size=8,
-        sampling=SamplingConfig(num_samples=8, max_new_tokens=192),
+        sampling=SamplingConfig(num_samples=16, max_new_tokens=192, top_p=0.95),
         compute_dtype="float32",
         remat="none",
         max_bad_fraction=0.0,
-        optimizer=OptimizerConfig(learning_rate=3e-4, schedule="cosine", clip_norm=1.0),
+        optimizer=OptimizerConfig(learning_rate=1e-4, schedule="cosine", warmup_steps=4, clip_norm=1.0),
         video=VideoConfig(min_pixels=16 * 28 * 28, max_pixels=16 * 28 * 28),
     )
 
