@@ -33,6 +33,7 @@ soak: $(VENV)/.installed-test
 	FUZZ_BATCHES=16000 $(BIN)/python -m pytest tests/rewards/test_fuzz.py --timeout=3600 $(ARGS)
 	KILLS=20 $(BIN)/python -m pytest tests/train/test_kill.py tests/train/test_hosts.py --timeout=7200 $(ARGS)
 	HOSTILE_FILES=500 $(BIN)/python -m pytest tests/data/test_hostile.py --timeout=3600 $(ARGS)
+	$(BIN)/python benchmarks/big_model.py
 
 clean:
 	rm -rf $(VENV) demo_run

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import AvoidSubcommands, Positional, UseAppendAction, arg
 
 from openo3_jax import recipes
 from openo3_jax.config import GSPOConfig, HostsConfig, SFTConfig, VideoConfig
 from openo3_jax.errors import InputError, Stopped
 from openo3_jax.evals.config import EvalConfig
+from openo3_jax.plan.config import Rates, Sizes
 
 Flat = arg(name="")  # fields of a nested dataclass as flags of their own
 Verbs = Mapping[str, Any]  # a word -> a function, or the words that may follow it
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _prepare_libraries()
     try:
         function, prog, rest = _find(words)
-        return tyro.cli(function, prog=prog, args=rest) or 0
+        return tyro.cli(function, prog=prog, args=rest, config=(AvoidSubcommands,)) or 0
     except InputError as error:
         return _fail(str(error))
     except Stopped as stopped:
@@ -299,6 +300,45 @@ def _gspo(recipe: GSPOConfig) -> Callable[..., None]:
     return gspo
 
 
+def _plan(recipe: SFTConfig | GSPOConfig) -> Callable[..., int]:
+    def plan(
+        *,
+        devices: str,
+        model: str = "7b",
+        mesh: str | None = None,
+        sizes: Annotated[Sizes, Flat] = Sizes(),  # noqa: B008 (frozen)
+        rates: Annotated[Rates, Flat] = Rates(),  # noqa: B008 (frozen)
+        search: bool = False,
+        json: Path | None = None,
+        config: Annotated[type(recipe), Flat] = recipe,
+    ) -> int:
+        """Compile the recipe for devices that need not be here: memory, communication, time. Exit code 3: too large.
+
+        Args:
+            devices: KIND:SHAPE, such as h100:8 or v5p:4x4x4.
+            model: 3b, 7b, 32b, 72b, or a directory with a config.json.
+            mesh: sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp.
+            search: try meshes, remat policies and batches; rank what fits; find the most that a device holds.
+            json: where to write all figures.
+        """
+        from openo3_jax.plan import command
+
+        text, fits = command.run(
+            config,
+            devices=devices,
+            model=model,
+            axes=_mesh(mesh),
+            sizes=sizes,
+            rates=rates,
+            wants_search=search,
+            json_out=json,
+            say=lambda tried: print(f"plan: {tried}", file=sys.stderr),
+        )
+        return _claim(text, fits)
+
+    return plan
+
+
 def _mesh(text: str | None) -> dict[str, int] | None:
     """`fsdp=4,tensor=2` -> {"fsdp": 4, "tensor": 2}."""
     if text is None:
@@ -315,17 +355,24 @@ def export(
     out: Positional[Annotated[Path, arg(metavar="OUT")]],
     *,
     dtype: Literal["float32", "bfloat16"] | None = None,
+    adapter: bool = False,
 ) -> None:
-    """Write the trained weights of a run as a Hugging Face directory.
+    """Write the trained weights of a run as a Hugging Face directory; adapters are added to the weights.
 
     Args:
         run: the directory of a training run.
         out: a new directory.
         dtype: of every tensor; without it each keeps that of the model the run started from.
+        adapter: write the adapters alone, for peft; the result is also a MODEL of every other verb.
     """
     from openo3_jax.train import run as run_lib
 
-    run_lib.load(run).save_pretrained(out, dtype)
+    if adapter and dtype is not None:
+        raise InputError(f"export: --dtype {dtype} with --adapter; adapters are written in float32, so leave it out")
+    if adapter:
+        run_lib.save_adapter(run, out)
+    else:
+        run_lib.load(run).save_pretrained(out, dtype)
 
 
 def replay(dump: Positional[Annotated[Path, arg(metavar="DUMP")]], *, mesh: str | None = None) -> None:
@@ -615,7 +662,7 @@ def overfit(*, out: Path, data: Path | None = None, steps: int = 400, seed: int 
     return _claim(*experiments.overfit(data=data, out=out, steps=steps, seed=seed))
 
 
-def sharpen(*, data: Path, out: Path, steps: int = 60, seed: int = 0) -> int:
+def sharpen(*, data: Path, out: Path, steps: int = 50, seed: int = 0) -> int:
     """Stage two after an unfinished stage one, on a handful of questions: does the sampled reward rise?
 
     Args:
@@ -635,6 +682,7 @@ VERBS: Verbs = {
     "ask": ask,
     "sft": {name: _sft(recipe) for name, recipe in recipes.SFT.items()},
     "gspo": {name: _gspo(recipe) for name, recipe in recipes.GSPO.items()},
+    "plan": {name: _plan(recipe) for name, recipe in (recipes.SFT | recipes.GSPO).items()},
     "eval": eval_,
     "export": export,
     "replay": replay,

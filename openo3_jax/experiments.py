@@ -66,7 +66,7 @@ def overfit(*, data: Path | None, out: Path, steps: int = 240, seed: int = 0) ->
     return Outcome(text, losses[-1] < OVERFIT_LOSS and num_same == len(records))
 
 
-def sharpen(*, data: Path, out: Path, steps: int = 60, seed: int = 0) -> Outcome:
+def sharpen(*, data: Path, out: Path, steps: int = 50, seed: int = 0) -> Outcome:
     """Stage two after an unfinished stage one, on the same few questions: does the sampled reward rise?
 
     A tiny model is taught the SFT records of `data` until its answers to the RL records earn about half of what can be

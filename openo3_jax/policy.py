@@ -26,7 +26,7 @@ from openo3_jax.data import packing, tokens
 from openo3_jax.data import video as video_lib
 from openo3_jax.errors import InputError
 from openo3_jax.models import generate as generate_lib
-from openo3_jax.models import hf_weights
+from openo3_jax.models import hf_weights, lora, peft_files
 from openo3_jax.types import Batch, Sample
 
 Conversation = Sequence[Mapping[str, Any]]
@@ -64,7 +64,11 @@ class Policy:
 
     @functools.cached_property
     def sampling_layout(self) -> generate_lib.SamplingLayout:
-        """The decoder's weights as decoding wants them, made on first use and kept: a second copy of them."""
+        """The decoder's weights as decoding wants them, made on first use and kept: a second copy of them, but on one
+        CPU device the same memory.
+        """
+        if self.mesh.devices.size == 1 and self.mesh.devices.flat[0].platform == "cpu":
+            return generate_lib.shared_layout(self.graphdef, self.params)
         return _sampling_layout(self.graphdef, self.params)
 
     def without_weights(self) -> "Policy":
@@ -206,6 +210,16 @@ class Policy:
                     _write_dtype(staging / "config.json", dtype)
             hf_weights.save(self.params, self.config, dtypes, staging)
 
+    def save_adapter(self, out: str | os.PathLike) -> None:
+        """Write the adapters alone, as `peft` reads them. The directory appears whole or not at all.
+
+        Raises InputError if there are none, or if `out` exists and is not empty.
+        """
+        if not lora.is_attached(self.params):
+            raise InputError(f"{out}: there is no adapter to write: all weights were trained; export them whole")
+        with new_directory(Path(out)) as staging:
+            peft_files.save(self.params, self.config, self.directory, staging)
+
 
 class new_directory:
     """`with new_directory(out) as staging:` fills a sibling of `out` that takes its name on success, else vanishes."""
@@ -257,6 +271,8 @@ def load_pretrained(
 ) -> Policy:
     """Load a Qwen2.5-VL directory in Hugging Face layout, weights cast to `dtype` and sharded over the mesh.
 
+    A directory as `peft` writes it is read with the model that it names, the adapter added to the weights.
+
     `mesh`: axis sizes such as `{"fsdp": 4, "tensor": 2}`, None for all local devices on fsdp, or a mesh.
     `video_mode`: "frames" gives each frame as a picture with its time in text, "native" as temporal patches.
     `video`: how clips become frames, None for the reference's numbers. Raises InputError for anything that is missing
@@ -269,11 +285,16 @@ def load_pretrained(
     ):
         if value not in known:
             raise InputError(f"load_pretrained: {name}={value!r}; expected one of {', '.join(known)}")
+    adapter = directory if peft_files.is_adapter(directory) else None
+    if adapter is not None:
+        directory = peft_files.base_of(adapter)
     if not (directory / "config.json").is_file():
         raise InputError(f"{directory}: no config.json; expected a Qwen2.5-VL directory in Hugging Face layout")
     processor = tokens.load_processor(directory)
     devices = mesh if isinstance(mesh, Mesh) else mesh_lib.make_mesh(mesh)
     graphdef, params, dtypes = hf_weights.load(directory, processor.config, devices, jnp.dtype(dtype))
+    if adapter is not None:
+        params = peft_files.merge(params, processor.config, adapter)
     return Policy(
         graphdef=graphdef,
         params=params,

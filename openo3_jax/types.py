@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-Array = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+# Arrays, and what jax puts in their place while it traces or lowers a program.
+Array = jax.Array | np.ndarray | jax.ShapeDtypeStruct | jax.stages.ArgInfo
 
 
 class VisionGrid(NamedTuple):

@@ -20,6 +20,7 @@ LAYERS = [
     SIBLINGS,
     {"policy", "tiny"},
     {"train"},
+    {"plan"},
     {"evals"},
     {"report"},
     {"api"},

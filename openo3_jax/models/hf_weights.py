@@ -17,7 +17,7 @@ from openo3_jax import hosts
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import ModelConfig
 from openo3_jax.errors import InputError
-from openo3_jax.models import hf_mapping, qwen2_5_vl
+from openo3_jax.models import hf_mapping, lora, qwen2_5_vl
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -211,7 +211,8 @@ def save(
 ) -> None:
     """Write the weights in the hub's spelling, in files of at most `max_bytes`, each tensor in `dtypes[key]`.
 
-    `out` None: lend this process's part of the weights to the one that writes.
+    Adapters are added to their weights, one layer at a time. `out` None: lend this process's part of the weights to the
+    one that writes.
     """
     sources = {
         key: (entry, i) for entry in hf_mapping.table(config) for i, key in enumerate(hf_mapping.keys(entry, config))
@@ -233,7 +234,7 @@ def save(
         for key in keys:
             entry, i = sources[key]
             weight = _variable(params, entry.path).get_raw_value()
-            layer = hosts.whole(weight[i] if entry.is_stacked else weight)
+            layer = _with_adapter(hosts.whole(weight[i] if entry.is_stacked else weight), entry, params, i)
             if out is None:
                 continue
             tensors[key] = np.empty(shapes[key], dtypes[key])
@@ -245,6 +246,16 @@ def save(
         total = sum(_num_bytes(shapes[key], dtypes[key]) for key in sources)
         weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
         (out / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
+
+
+def _with_adapter(weight: np.ndarray, entry: hf_mapping.Entry, params: nnx.State, i: int) -> np.ndarray:
+    """One layer's weight, with its adapter added in float32 where it has one."""
+    halves = lora.halves(params, entry.path)
+    if halves is None:
+        return weight
+    parts = (hosts.whole(half[...][i] if entry.is_stacked else half[...]) for half in halves)
+    a, b = (np.asarray(part, np.float32) for part in parts)
+    return weight.astype(np.float32) + np.float32(halves[1].scale) * (a @ b)
 
 
 def _num_bytes(shape: tuple[int, ...], dtype: jnp.dtype) -> int:

@@ -4,6 +4,7 @@ The last file to be written of a checkpoint is its record: what it is, and size 
 record a checkpoint is unfinished; with one, nothing of it can be cut off or changed unnoticed.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -186,12 +187,12 @@ def set_aside(directory: Path, after: int, aside: Path) -> None:
 def restore(directory: Path, step: int, abstract: TrainState) -> TrainState:
     """The state of a checkpoint, with the shapes and places of `abstract`, on whatever mesh they name.
 
-    `abstract.reference` is taken over as it is: checkpoints hold nothing that never changes.
+    `reference` and `frozen` are taken over as they are: checkpoints hold nothing that never changes.
     """
     wanted = {"params": abstract.params, "optimizer": (abstract.step, abstract.opt_state)}
     read = _read(directory / str(step), wanted)
     count, moments = read["optimizer"]
-    return TrainState(count, read["params"], moments, abstract.reference, abstract.graphdef)
+    return dataclasses.replace(abstract, step=count, params=read["params"], opt_state=moments)
 
 
 def save_params(directory: Path, params: nnx.State) -> None:
@@ -201,14 +202,14 @@ def save_params(directory: Path, params: nnx.State) -> None:
 
 
 def read_params(directory: Path, abstract: nnx.State, mesh: Mesh) -> nnx.State:
-    """The weights of one checkpoint, float32, placed on the mesh."""
+    """What one checkpoint says of `abstract`, the weights or the adapters, float32, placed on the mesh."""
     places = mesh_lib.state_shardings(abstract, mesh)
     wanted = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), abstract, places)
     return _read(directory, {"params": wanted})["params"]
 
 
 def load_params(directory: Path, abstract: nnx.State, mesh: Mesh) -> nnx.State:
-    """The weights of the newest checkpoint, float32, on the mesh. Raises InputError if it is damaged or missing."""
+    """As `read_params`, of the newest checkpoint. Raises InputError if it is damaged or missing."""
     if not directory.is_dir():
         raise InputError(f"{directory}: no checkpoints; expected the directory of a training run")
     steps = finished(directory)

@@ -18,7 +18,7 @@ from openo3_jax import policy as policy_lib
 from openo3_jax.config import GSPOConfig
 from openo3_jax.data import annotations, plan, prompts, rl_prompts
 from openo3_jax.errors import InputError
-from openo3_jax.train import guards, loop, profiling, rollout, run, runlog, steps
+from openo3_jax.train import guards, journal, loop, profiling, rollout, run, runlog, steps
 from openo3_jax.train import resume as resume_lib
 from openo3_jax.train import state as state_lib
 from openo3_jax.train.state import TrainState
@@ -57,14 +57,15 @@ def run_gspo(
         records, wording = annotations.load_stage(data, "rl"), prompts.load_prompts(prompts_file)
         if not records:
             raise InputError(f"{data}: its {annotations.STAGE_FILES['rl']} holds no records; expected at least one")
-        policy = policy_lib.load_pretrained(model, mesh=mesh, video=config.video)
+        policy = policy_lib.load_pretrained(model, dtype=state_lib.load_dtype(config), mesh=mesh, video=config.video)
         anchor = None if reference is None else policy_lib.load_pretrained(reference, mesh=policy.mesh)
         return records, wording, policy, anchor
 
     (records, wording, policy, anchor), _ = hosts.together(read)
-    compared = None if config.kl_coef == 0 else (anchor or policy).params
+    compared = state_lib.anchor_of(policy, config, anchor)
     about = resume_lib.describe("gspo", config, plan.data_hash(records), policy.params, compared)
     found = resume_lib.find(out, about, log.say) if resume else None
+    journal.check(config.run)
     make = state_lib.make_state if found is None else state_lib.resume_state
     state = make(policy, config, reference=anchor)
     policy, anchor, compared = policy.without_weights(), None, None  # the state has its own copies
@@ -73,7 +74,7 @@ def run_gspo(
         start = 0 if found is None else source.step_of(resume_lib.position(found))
         if start < config.steps:
             hosts.together(lambda: source(start))  # reads the media of the first step before anything is written
-        run.create(out, policy, "gspo", config, reference=None if reference is None else str(reference))
+        run.create(out, policy, "gspo", config, model=model, reference=reference)
         state = resume_lib.go_on(out, found, state)
         max_bad = int(config.max_bad_fraction * len(records))
         guard = guards.Guard("gspo", config, out, log)
@@ -152,7 +153,7 @@ class _GSPO:
         """Operations of the model in a step in which every group is trained on."""
         groups = [(one.size.tokens, group, one.size.grids) for one, group in zip(good, lengths, strict=True)]
         scored = (self._config.kl_coef > 0) + (self._config.old_logp == "recompute")
-        return profiling.gspo_flops(self._policy.config, groups, scored=scored)
+        return profiling.gspo_flops(self._policy.config, groups, scored=scored, lora=self._config.lora)
 
     def _prompts(self, step: int) -> list[rl_prompts.Prompt | None]:
         """The prompts of a step in their places, None for those that a process could not use; each has its record."""
@@ -173,7 +174,8 @@ class _GSPO:
 
     def _sample(self, state: TrainState, places: list[rl_prompts.Prompt | None], step: int) -> policy_lib.Generations:
         config = self._config
-        policy = dataclasses.replace(self._policy, params=self._cast(state.params))
+        as_computed = dataclasses.replace(state, params=self._cast(state.params))  # what is frozen is so already
+        policy = state_lib.trained_policy(self._policy, as_computed)
         samples = [None if prompt is None else prompt.sample for prompt in places]
         need = policy.bucket([prompt.room for prompt in places if prompt is not None])
         need = dataclasses.replace(need, rows=policy.round_rows(config.batch_size))

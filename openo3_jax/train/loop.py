@@ -14,7 +14,7 @@ from openo3_jax.policy import Policy
 from openo3_jax.train import best as best_lib
 from openo3_jax.train import checkpoint, guards, journal, machine, metrics, profiling, run, signals, watchdog
 from openo3_jax.train.runlog import RunLog
-from openo3_jax.train.state import TrainState
+from openo3_jax.train.state import TrainState, trained_policy
 
 Evaluator = Callable[[Policy, int], Mapping[str, float]]  # (policy, steps done) -> metrics; {} where none are due
 StopRule = Callable[[int, Mapping[str, float]], bool]  # (steps done, metrics) -> True ends the run
@@ -84,7 +84,7 @@ def train(
             values["time/total_s"] = time.monotonic() - started_s
             if evaluate is not None:
                 dog.beat(f"evaluating after step {done}")
-                values |= evaluate(dataclasses.replace(policy, params=state.params), done)
+                values |= evaluate(trained_policy(policy, state), done)
             score = best(values)
             values |= spikes(values) | computer.values()
             book.write(done, values)
@@ -103,7 +103,7 @@ def train(
         if not is_last:
             raise Stopped(f"{signal}: {done} of {steps} steps are saved in {out}; go on with --resume")
     say(f"{stage.name}: {done} steps, {stage.headline} {values.get(stage.headline, math.nan):.4g}, saved in {out}")
-    return dataclasses.replace(policy, params=state.params)
+    return trained_policy(policy, state)
 
 
 def _open_journal(stage: Stage, this: Run) -> journal.Journal | journal.Silence:

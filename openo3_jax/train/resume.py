@@ -29,7 +29,8 @@ def describe(
 ) -> dict[str, Any]:
     """What a checkpoint says about its run, and what a run that goes on compares.
 
-    `records`: their hash. `reference`: weights that stage two starts from and compares with, None without a divergence.
+    `records`: their hash. `reference`: weights that stage two compares with, None where the state has no copy of them.
+    Where adapters are trained, `params` are what is frozen, and their checksum is kept.
     """
     kept = {name: value for name, value in to_json(config).items() if name not in FREE}
     shapes = {
@@ -38,7 +39,8 @@ def describe(
     }
     versions = {name: importlib.metadata.version(name) for name in VERSIONED}
     anchor = None if reference is None else state_lib.checksum(reference)
-    same = {"stage": stage, "config": kept, "records": records, "shapes": shapes, "reference": anchor}
+    frozen = None if config.lora is None else state_lib.checksum(params, config.compute_dtype)
+    same = {"stage": stage, "config": kept, "records": records, "shapes": shapes, "reference": anchor, "frozen": frozen}
     return {**same, "versions": versions}
 
 
@@ -61,8 +63,8 @@ def _find(out: Path, about: Mapping[str, Any], say: Callable[[str], None]) -> ch
         return None
     record = checkpoint.read_record(directory, step)
     at = directory / str(step)
-    for name in ("stage", "records", "shapes", "reference", "config"):
-        difference = first_difference(record.about[name], about[name], name)
+    for name in ("stage", "records", "shapes", "reference", "frozen", "config"):
+        difference = first_difference(record.about.get(name), about.get(name), name)
         if difference is not None:
             raise InputError(f"{at}: {difference}; resume with what the run was started with, or start a new run")
     changed = first_difference(record.about["versions"], about["versions"], "versions")

@@ -13,7 +13,7 @@ from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import SFTConfig
 from openo3_jax.data import annotations, pipeline, plan, prompts
-from openo3_jax.train import ahead, guards, loop, profiling, run, runlog, steps
+from openo3_jax.train import ahead, guards, journal, loop, profiling, run, runlog, steps
 from openo3_jax.train import resume as resume_lib
 from openo3_jax.train import state as state_lib
 from openo3_jax.train.state import TrainState
@@ -48,11 +48,16 @@ def run_sft(
     def read() -> tuple[list[annotations.Record], prompts.Prompts, policy_lib.Policy]:
         run.check_resumable(out) if resume else run.check_new(out)
         records, wording = annotations.load_stage(data, "sft"), prompts.load_prompts(prompts_file)
-        return records, wording, policy_lib.load_pretrained(model, mesh=mesh, video=config.video)
+        return (
+            records,
+            wording,
+            policy_lib.load_pretrained(model, dtype=state_lib.load_dtype(config), mesh=mesh, video=config.video),
+        )
 
     (records, wording, policy), _ = hosts.together(read)
     about = resume_lib.describe("sft", config, plan.data_hash(records), policy.params)
     found = resume_lib.find(out, about, log.say) if resume else None
+    journal.check(config.run)
     state = state_lib.make_state(policy, config) if found is None else state_lib.resume_state(policy, config)
     policy = policy.without_weights()  # the state has its own copy; the loaded one may go
     ways = policy.round_rows(1)
@@ -62,7 +67,7 @@ def run_sft(
         start = 0 if found is None else batches.step_of(resume_lib.position(found))
         if start < config.steps:
             hosts.together(lambda: batches(start))  # media that cannot be read are named before anything is written
-        run.create(out, policy, "sft", config)
+        run.create(out, policy, "sft", config, model=model)
         state = resume_lib.go_on(out, found, state)
         if hosts.is_first():
             samples.bad.write_to(out / run.BAD_SAMPLES)
@@ -91,6 +96,7 @@ class _SFT:
         self._on_devices = on_devices
         self._policy = policy
         self._guard = guard
+        self._lora = config.lora
         self._step = steps.make_sft_step(config)
 
     def memory(self, step: int) -> dict[str, Any]:
@@ -119,7 +125,7 @@ class _SFT:
         done_s = time.monotonic()
         is_made = self._guard(state, batch, step, values)
         sizes = self._batches.sizes(step)
-        work = profiling.sft_flops(self._policy.config, sizes)
+        work = profiling.sft_flops(self._policy.config, sizes, lora=self._lora)
         rates = profiling.rates(work, sum(size.tokens for size in sizes), done_s - started_s)
         times = {"time/data_s": ready_s - started_s, "time/step_s": done_s - ready_s}
         named = {f"sft/{name}": value for name, value in values.items()}
