@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from openo3_jax.train import guards, journal, loop, profiling, rollout, run, run
 from openo3_jax.train import resume as resume_lib
 from openo3_jax.train import state as state_lib
 from openo3_jax.train.state import TrainState
+from openo3_jax.types import Rollouts
 
 SAMPLES, BAD_SAMPLES = run.SAMPLES, run.BAD_SAMPLES
 
@@ -201,6 +202,7 @@ class _GSPO:
         values = {f"gspo/{name}": float(np.mean([one[name] for one in found])) for name in (found[0] if found else ())}
         for name in ("logp_gap_mean", "logp_gap_max"):  # later the policy has moved
             values |= {f"gspo/{name}": found[0][name]} if found else {}
+        values |= _padding(sampled, kept, batches)
         values["guard/skipped"] = float(len(batches) - len(found))
         return state, values | {"gspo/skipped_updates": float(len(slices) - len(kept))}
 
@@ -238,6 +240,24 @@ class _GSPO:
                     "advantage": float(sampled.advantages.advantage[place // group, number]),
                 }
                 stream.write(json.dumps(line) + "\n")
+
+
+def _padding(sampled: rollout.Groups, kept: Sequence[slice], batches: Sequence[Rollouts]) -> dict[str, float]:
+    """Shares of the slots of the updates' rows that hold nothing, nothing where there was no update."""
+    if not batches:
+        return {}
+    padding = plan.Padding(
+        token_slots=sum(one.batch.tokens.size for one in batches),
+        patch_slots=sum(one.batch.vision.patch_hw.size // 2 for one in batches),
+    )
+    for rows in kept:
+        for prompt, group in zip(sampled.prompts[rows], sampled.generations.tokens[rows], strict=True):
+            if prompt is not None:
+                own = sum(len(tokens) - 1 for tokens in group)
+                padding = padding._replace(
+                    tokens=padding.tokens + prompt.size.tokens + own, patches=padding.patches + prompt.size.patches
+                )
+    return {"data/token_waste": padding.token_waste, "data/patch_waste": padding.patch_waste}
 
 
 class _Clock:
