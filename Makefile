@@ -1,11 +1,14 @@
 # Needs Python 3.11, 3.12 or 3.13 and make; everything else is installed into .venv.
 # `make test PYTHON=/path/to/python3.12` chooses an interpreter, `make test ARGS="tests/rewards -x"` some tests.
+# Tests run in two processes, a file in one of them; each takes up to 5 GB: `make test WORKERS=0` for one.
 
 VENV := .venv
 BIN := $(VENV)/bin
 CANDIDATES := python3.13 python3.12 python3.11 python3 python
 SUITABLE := import ensurepip, sys, venv; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 TORCH := torch==2.13.0
+WORKERS := 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 PIP := $(BIN)/python -m pip --disable-pip-version-check
 
 .PHONY: demo test check bench soak clean
@@ -14,21 +17,23 @@ demo: $(VENV)/.installed
 	$(BIN)/openo3 demo --out demo_run $(ARGS)
 
 test: $(VENV)/.installed-test
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 check: $(VENV)/.installed-test
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 bench: $(VENV)/.installed-test
 	$(BIN)/python benchmarks/rewards.py
 	$(BIN)/python benchmarks/data.py $(ARGS)
+	$(BIN)/python benchmarks/attention.py --quick
 
 soak: $(VENV)/.installed-test
 	FUZZ_BATCHES=16000 $(BIN)/python -m pytest tests/rewards/test_fuzz.py --timeout=3600 $(ARGS)
-	KILLS=20 $(BIN)/python -m pytest tests/train/test_kill.py --timeout=7200 $(ARGS)
+	KILLS=20 $(BIN)/python -m pytest tests/train/test_kill.py tests/train/test_hosts.py --timeout=7200 $(ARGS)
 	HOSTILE_FILES=500 $(BIN)/python -m pytest tests/data/test_hostile.py --timeout=3600 $(ARGS)
+	$(BIN)/python benchmarks/big_model.py
 
 clean:
 	rm -rf $(VENV) demo_run

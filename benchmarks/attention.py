@@ -9,24 +9,22 @@ Exits with 3 where values or gradients differ by more than float32 explains, or 
 """
 
 import argparse
-import importlib.util
-import os
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import torch
-from jax.experimental import topologies
 
 from openo3_jax import mesh as mesh_lib
+from openo3_jax.errors import InputError
 from openo3_jax.models import attention
+from openo3_jax.plan import devices as devices_lib
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 32  # of the model that runs here
 HEADS_7B, KV_HEADS_7B, HEAD_DIM_7B = 28, 4, 128
@@ -54,7 +52,7 @@ CASES = {
     "131,072 over 4, slots for heads": Case({"fsdp": 2, "context": 4}, 2, 131072, "auto"),
     "131,072 over 8, keys gathered": Case({"context": 8}, 1, 131072, "auto"),
 }
-TARGETS = {"h100": "jax_plugins.xla_cuda12", "v5p": "libtpu"}  # and the package that compiles for it
+TARGETS = ("h100:8", "v5p:2x2x2")
 
 
 def main() -> int:
@@ -161,35 +159,19 @@ def fastest(runs: Mapping[str, tuple[Callable, Callable]], rounds: int) -> dict[
 
 def compile_in_child(target: str, *, quick: bool) -> bool:
     """Compile in a process of its own: a compiler's plugin stays in the process that loads it."""
+    devices = devices_lib.parse(target)
     try:
-        is_here = importlib.util.find_spec(TARGETS[target]) is not None
-    except ModuleNotFoundError:
-        is_here = False
-    if not is_here:
-        print(f"\n{target}: {TARGETS[target]} is not installed, nothing is compiled")
+        devices_lib.check_extra(devices)
+    except InputError as missing:
+        print(f"\n{target}: {missing}; nothing is compiled")
         return True
-    flags = {"JAX_PLATFORMS": "cpu", "TPU_SKIP_MDS_QUERY": "1", "ALLOW_MULTIPLE_LIBTPU_LOAD": "1"}
-    nvidia = importlib.util.find_spec("nvidia")
-    if target == "h100" and nvidia is not None:
-        flags["XLA_FLAGS"] = f"--xla_gpu_cuda_data_dir={Path(next(iter(nvidia.submodule_search_locations)))}/cuda_nvcc"
     command = [sys.executable, __file__, "--compile", target, *(["--quick"] if quick else [])]
-    return subprocess.run(command, env=os.environ | flags, check=False).returncode == 0
-
-
-def topology(target: str) -> Any:
-    if target == "v5p":
-        return topologies.get_topology_desc(platform="tpu", topology_name="v5p:2x2x2")
-    description = Path(__file__).with_name("h100_target.txtpb").read_text()
-    return topologies.get_topology_desc(
-        platform="cuda", topology_name="h100", target_config=description, topology="1x1x8"
-    )
+    return subprocess.run(command, env=devices_lib.environment(devices), check=False).returncode == 0
 
 
 def compile_cases(target: str, *, quick: bool) -> int:
-    devices = topology(target).devices
-    print(
-        f"\n{target} x {len(devices)}, {HEADS_7B} heads of {HEAD_DIM_7B}, {KV_HEADS_7B} for keys, bfloat16, per device"
-    )
+    devices = devices_lib.topology(devices_lib.parse(target))
+    print(f"\n{target}, {HEADS_7B} heads of {HEAD_DIM_7B}, {KV_HEADS_7B} for keys, bfloat16, per device")
     print(f"{'':40}{'forward':>9}{'with backward':>15}{'compiled in':>13}", flush=True)
     for name, case in list(CASES.items())[: 2 if quick else None]:
         started_s = time.perf_counter()

@@ -14,12 +14,13 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import tyro
-from tyro.conf import Positional, UseAppendAction, arg
+from tyro.conf import AvoidSubcommands, Positional, UseAppendAction, arg
 
 from openo3_jax import recipes
-from openo3_jax.config import GSPOConfig, SFTConfig, VideoConfig
+from openo3_jax.config import GSPOConfig, HostsConfig, SFTConfig, VideoConfig
 from openo3_jax.errors import InputError, Stopped
 from openo3_jax.evals.config import EvalConfig
+from openo3_jax.plan.config import Rates, Sizes
 
 Flat = arg(name="")  # fields of a nested dataclass as flags of their own
 Verbs = Mapping[str, Any]  # a word -> a function, or the words that may follow it
@@ -31,7 +32,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     _prepare_libraries()
     try:
         function, prog, rest = _find(words)
-        return tyro.cli(function, prog=prog, args=rest) or 0
+        return tyro.cli(function, prog=prog, args=rest, config=(AvoidSubcommands,)) or 0
     except InputError as error:
         return _fail(str(error))
     except Stopped as stopped:
@@ -210,6 +211,7 @@ def _sft(recipe: SFTConfig) -> Callable[..., None]:
         profile: str | None = None,
         mesh: str | None = None,
         prompts: Path | None = None,
+        processes: Annotated[HostsConfig, Flat] = HostsConfig(),  # noqa: B008 (frozen)
         config: Annotated[SFTConfig, Flat] = recipe,
     ) -> None:
         """Stage one: train on the records of STGR-SFT.json.
@@ -222,15 +224,35 @@ def _sft(recipe: SFTConfig) -> Callable[..., None]:
             profile: steps to trace into OUT/profile for XProf or Perfetto, such as 10:15.
             mesh: sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp.
             prompts: other wordings, a JSON file.
+            processes: of a run over several hosts; each of them is started with the same command.
         """
+        _start(processes, config)
         from openo3_jax.train import profiling
         from openo3_jax.train import sft as stage
 
         places = {"model": model, "data": data, "out": out, "prompts_file": prompts}
         traced = None if profile is None else profiling.parse_steps(profile)
-        stage.run_sft(**places, config=config, mesh=_mesh(mesh), resume=resume, profile=traced)
+        with _several(processes):
+            stage.run_sft(**places, config=config, mesh=_mesh(mesh), resume=resume, profile=traced)
 
     return sft
+
+
+def _start(processes: HostsConfig, config: SFTConfig | GSPOConfig) -> None:
+    """Join the other processes of the run, before anything else imports or asks jax."""
+    if processes.is_distributed:
+        from openo3_jax import hosts
+
+        hosts.start(processes, heartbeat_timeout_seconds=config.run.heartbeat_timeout_seconds)
+
+
+def _several(processes: HostsConfig) -> contextlib.AbstractContextManager[None]:
+    """What is done with other processes ends with them."""
+    if not processes.is_distributed:
+        return contextlib.nullcontext()
+    from openo3_jax import hosts
+
+    return hosts.until_lost()
 
 
 def _gspo(recipe: GSPOConfig) -> Callable[..., None]:
@@ -245,6 +267,7 @@ def _gspo(recipe: GSPOConfig) -> Callable[..., None]:
         prompts: Path | None = None,
         reference: Path | None = None,
         reward: str | None = None,
+        processes: Annotated[HostsConfig, Flat] = HostsConfig(),  # noqa: B008 (frozen)
         config: Annotated[GSPOConfig, Flat] = recipe,
     ) -> None:
         """Stage two: sample groups of answers to the records of STGR-RL.json, reward them, learn from the difference.
@@ -259,26 +282,68 @@ def _gspo(recipe: GSPOConfig) -> Callable[..., None]:
             prompts: other wordings, a JSON file.
             reference: the model not to leave too far behind, if it is not the one to start from.
             reward: a reward of one's own, module:function, called with records and completions.
+            processes: of a run over several hosts; each of them is started with the same command.
         """
+        _start(processes, config)
         from openo3_jax.rewards import redteam
         from openo3_jax.train import gspo as stage
         from openo3_jax.train import profiling, rollout
 
         own = None if reward is None else rollout.own_reward(redteam.load_reward(reward))
-        stage.run_gspo(
-            model=model,
-            data=data,
-            out=out,
-            config=config,
-            mesh=_mesh(mesh),
-            resume=resume,
-            profile=None if profile is None else profiling.parse_steps(profile),
-            prompts_file=prompts,
-            reference=reference,
-            reward=own,
-        )
+        with _several(processes):
+            stage.run_gspo(
+                model=model,
+                data=data,
+                out=out,
+                config=config,
+                mesh=_mesh(mesh),
+                resume=resume,
+                profile=None if profile is None else profiling.parse_steps(profile),
+                prompts_file=prompts,
+                reference=reference,
+                reward=own,
+            )
 
     return gspo
+
+
+def _plan(recipe: SFTConfig | GSPOConfig) -> Callable[..., int]:
+    def plan(
+        *,
+        devices: str,
+        model: str = "7b",
+        mesh: str | None = None,
+        sizes: Annotated[Sizes, Flat] = Sizes(),  # noqa: B008 (frozen)
+        rates: Annotated[Rates, Flat] = Rates(),  # noqa: B008 (frozen)
+        search: bool = False,
+        json: Path | None = None,
+        config: Annotated[type(recipe), Flat] = recipe,
+    ) -> int:
+        """Compile the recipe for devices that need not be here: memory, communication, time. Exit code 3: too large.
+
+        Args:
+            devices: KIND:SHAPE, such as h100:8 or v5p:4x4x4.
+            model: 3b, 7b, 32b, 72b, or a directory with a config.json.
+            mesh: sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp.
+            search: try meshes, remat policies and batches; rank what fits; find the most that a device holds.
+            json: where to write all figures.
+        """
+        from openo3_jax.plan import command
+
+        text, fits = command.run(
+            config,
+            devices=devices,
+            model=model,
+            axes=_mesh(mesh),
+            sizes=sizes,
+            rates=rates,
+            wants_search=search,
+            json_out=json,
+            say=lambda tried: print(f"plan: {tried}", file=sys.stderr),
+        )
+        return _claim(text, fits)
+
+    return plan
 
 
 def _mesh(text: str | None) -> dict[str, int] | None:
@@ -297,17 +362,24 @@ def export(
     out: Positional[Annotated[Path, arg(metavar="OUT")]],
     *,
     dtype: Literal["float32", "bfloat16"] | None = None,
+    adapter: bool = False,
 ) -> None:
-    """Write the trained weights of a run as a Hugging Face directory.
+    """Write the trained weights of a run as a Hugging Face directory; adapters are added to the weights.
 
     Args:
         run: the directory of a training run.
         out: a new directory.
         dtype: of every tensor; without it each keeps that of the model the run started from.
+        adapter: write the adapters alone, for peft; the result is also a MODEL of every other verb.
     """
     from openo3_jax.train import run as run_lib
 
-    run_lib.load(run).save_pretrained(out, dtype)
+    if adapter and dtype is not None:
+        raise InputError(f"export: --dtype {dtype} with --adapter; adapters are written in float32, so leave it out")
+    if adapter:
+        run_lib.save_adapter(run, out)
+    else:
+        run_lib.load(run).save_pretrained(out, dtype)
 
 
 def replay(dump: Positional[Annotated[Path, arg(metavar="DUMP")]], *, mesh: str | None = None) -> None:
@@ -422,6 +494,8 @@ def data_check(
         problems = store.verify(root)
         print("\n".join([*problems, f"prepared set: {len(problems)} files differ from {store.MANIFEST}"]))
         return 2 if problems else 0
+    if json is not None and (json.is_dir() or not json.absolute().parent.is_dir()):
+        raise InputError(f"--json {json}: cannot be written; expected the name of a file in a directory that exists")
     with _progress("check") as advance:
         report = check.check_root(root, jobs=workers.count(jobs), advance=advance, fix=fix)
     if json is not None:
@@ -476,12 +550,14 @@ def data_stats(
     """
     from openo3_jax.data import stats, workers
 
+    if html is not None:
+        from openo3_jax.report import data_page, pages
+
+        pages.check_name(html)
     with _progress("stats") as advance:
         statistics = stats.compute_root(root, jobs=workers.count(jobs), advance=advance)
     if html is not None:
-        from openo3_jax.report import data_page
-
-        html.write_text(data_page.render(statistics, f"Statistics of {root}"), encoding="utf-8")
+        pages.write(html, data_page.render(statistics, f"Statistics of {root}"))
     print(stats.render(statistics))
 
 
@@ -593,7 +669,7 @@ def overfit(*, out: Path, data: Path | None = None, steps: int = 400, seed: int 
     return _claim(*overfit.overfit(data=data, out=out, steps=steps, seed=seed))
 
 
-def sharpen(*, data: Path, out: Path, steps: int = 60, seed: int = 0) -> int:
+def sharpen(*, data: Path, out: Path, steps: int = 50, seed: int = 0) -> int:
     """Stage two after an unfinished stage one, on a handful of questions: does the sampled reward rise?
 
     Args:
@@ -643,6 +719,7 @@ VERBS: Verbs = {
     "ask": ask,
     "sft": {name: _sft(recipe) for name, recipe in recipes.SFT.items()},
     "gspo": {name: _gspo(recipe) for name, recipe in recipes.GSPO.items()},
+    "plan": {name: _plan(recipe) for name, recipe in (recipes.SFT | recipes.GSPO).items()},
     "eval": eval_,
     "export": export,
     "replay": replay,

@@ -304,6 +304,34 @@ class OptimizerConfig:
             )
 
 
+# Linear layers that may have an adapter, by their names in the model (`hf_mapping.py`).
+TEXT_TARGETS = ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
+VISION_TARGETS = ("qkv", "proj", "gate_proj", "up_proj", "down_proj", "fc1", "fc2")  # fc1, fc2: the merger's
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class LoRAConfig:
+    """Adapters (arXiv:2106.09685) instead of the weights: `y = x W + b + (alpha / rank) (x A) B`, W and b frozen.
+
+    The frozen weights are held in the dtype of computation, without moments and without a float32 copy.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    text: tuple[str, ...] = TEXT_TARGETS  # layers of the decoder
+    vision: tuple[str, ...] = ()  # layers of the vision tower, some of VISION_TARGETS
+
+    def __post_init__(self):
+        if self.rank < 1 or self.alpha <= 0:
+            raise InputError(f"lora: rank={self.rank} and alpha={self.alpha}; expected rank >= 1 and alpha > 0")
+        for field, names, known in (("text", self.text, TEXT_TARGETS), ("vision", self.vision, VISION_TARGETS)):
+            unknown = [name for name in names if name not in known]
+            if unknown:
+                raise InputError(f"lora: {field} names {', '.join(unknown)}; expected some of {', '.join(known)}")
+        if not self.text and not self.vision:
+            raise InputError("lora: text and vision name no layer, so nothing would be trained; name at least one")
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class RunConfig:
     """What a run keeps and watches. A run may be resumed with other values."""
@@ -317,8 +345,11 @@ class RunConfig:
     stuck_after_s: float = 900.0  # without progress, until it is said where each thread is; 0: never
     tensorboard: bool = True  # event files beside metrics.jsonl
     wandb: str | None = None  # project of Weights & Biases to log to; needs the package wandb
+    heartbeat_timeout_seconds: int = 20  # of silence, until a process of a run over several counts as gone
 
     def __post_init__(self):
+        if self.heartbeat_timeout_seconds < 2:
+            raise InputError(f"run: heartbeat_timeout_seconds={self.heartbeat_timeout_seconds}; expected at least 2")
         if self.save_every < 1 or self.keep_last < 1 or self.patience < 0 or self.stuck_after_s < 0:
             raise InputError(
                 f"run: need save_every >= 1, keep_last >= 1, patience >= 0, stuck_after_s >= 0; got {self.save_every}, "
@@ -326,6 +357,35 @@ class RunConfig:
             )
         if self.patience and self.best is None:
             raise InputError(f"run: patience={self.patience} counts values of a metric; name it by run.best")
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class HostsConfig:
+    """How the processes of a run over several hosts find each other. No setting of the run: nothing of it is saved."""
+
+    distributed: bool = False  # find the others as the cluster says: Slurm, GKE, Cloud TPU, Open MPI
+    coordinator: str | None = None  # HOST:PORT of the first process, where no cluster says
+    num_processes: int | None = None
+    process_id: int | None = None  # of this one, from 0
+
+    def __post_init__(self):
+        given = (self.coordinator, self.num_processes, self.process_id)
+        if given == (None, None, None):
+            return
+        if None in given or self.distributed:
+            raise InputError(
+                f"hosts: coordinator={self.coordinator}, num_processes={self.num_processes}, process_id="
+                f"{self.process_id}, distributed={self.distributed}; expected all of the three, or distributed alone"
+            )
+        if not self.coordinator.rpartition(":")[2].isdecimal() or not 0 <= self.process_id < self.num_processes:
+            raise InputError(
+                f"hosts: coordinator={self.coordinator}, process_id={self.process_id} of num_processes="
+                f"{self.num_processes}; expected HOST:PORT and 0 <= process_id < num_processes"
+            )
+
+    @property
+    def is_distributed(self) -> bool:
+        return self.distributed or self.coordinator is not None
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -342,6 +402,7 @@ class SFTConfig:
     loss_on: Literal["assistant", "released"] = "assistant"  # "released": all text, as the reference's code does
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # weights stay float32 in the state
     remat: Remat = "layers"  # what the forward pass keeps for the backward pass; the rest is computed again
+    lora: LoRAConfig | None = None  # what is trained in the place of the weights; None: all weights are
     optimizer: OptimizerConfig = OptimizerConfig()
     video: VideoConfig = VideoConfig()
     run: RunConfig = RunConfig()
@@ -405,6 +466,7 @@ class GSPOConfig:
     max_bad_fraction: float = 0.01  # share of prompts whose media may be unreadable before the run stops
     compute_dtype: Literal["float32", "bfloat16"] = "bfloat16"  # weights stay float32 in the state
     remat: Remat = "layers"  # what the forward pass keeps for the backward pass; the rest is computed again
+    lora: LoRAConfig | None = None  # what is trained in the place of the weights; None: all weights are
     optimizer: OptimizerConfig = OptimizerConfig(schedule="cosine", weight_decay=0.01)
     video: VideoConfig = VideoConfig()
     run: RunConfig = RunConfig()
@@ -485,6 +547,9 @@ def _read_value(expected: Any, value: Any, where: str) -> Any:
             )
         fits = False
     elif parts:  # a union with None
+        inner = next((part for part in parts if dataclasses.is_dataclass(part)), None)
+        if inner is not None and value is not None:
+            return _read_value(inner, value, where)
         fits = value is None or any(_is_a(part, value) for part in parts if part is not type(None))
     else:
         fits = _is_a(expected, value)

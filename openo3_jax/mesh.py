@@ -15,6 +15,7 @@ from jax.experimental import mesh_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from openo3_jax.errors import InputError
+from openo3_jax.types import RowShare
 
 # `data` replicates weights, `fsdp` shards them and gathers them layer by layer, `tensor` splits heads and hidden units,
 # `context` the slots of a row (and weights, as `fsdp` does). In this order: the later an axis, the more often it is
@@ -244,15 +245,38 @@ def gather_layer(params: Any, mesh: Mesh) -> Any:
     return jax.tree_util.tree_map(gather, params, is_leaf=is_variable)
 
 
+def row_share(mesh: Mesh) -> RowShare:
+    """The part of a batch's rows that this process feeds: all of them where it is the only one.
+
+    Example: 2 processes with 4 devices each on fsdp -> RowShare(8, (0, 1, 2, 3), (0, 1, 2, 3)) in the first.
+    """
+    own, parts = jax.process_index(), mesh_size(mesh, LOGICAL_AXES["rows"])
+    holders = [{device.process_index for device in part} for part in mesh.devices.reshape(parts, -1)]
+    held = tuple(part for part, processes in enumerate(holders) if own in processes)
+    return RowShare(parts, held, tuple(part for part in held if own == min(holders[part])))
+
+
 def shard_rows(tree: Any, mesh: Mesh) -> Any:
     """Put arrays with a leading `rows` dimension on the devices, split over `data` and `fsdp`.
 
-    `patches` of a batch, the only large array, is split over `context` as well.
+    Of several processes each gives the rows that it holds (`row_share`), and no one waits for another. `patches` of a
+    batch, the only large array, is split over `context` as well.
     """
+    share = row_share(mesh)
 
     def place(path: tuple, leaf: Any) -> jax.Array:
         logical = ("rows", "patches") if path and getattr(path[-1], "name", None) == "patches" else ("rows",)
-        check_divides(leaf.shape, logical, mesh)
-        return jax.device_put(leaf, sharding(mesh, *logical))
+        shape = (len(leaf) * share.parts // len(share.held), *leaf.shape[1:])
+        check_divides(shape, logical, mesh)
+        where = sharding(mesh, *logical)
+        if where.is_fully_addressable:
+            return jax.device_put(leaf, where)
+        size = shape[0] // share.parts
+
+        def read(index: tuple[slice, ...]) -> np.ndarray:
+            at = share.held.index((index[0].start or 0) // size) * size if share.parts > 1 else 0
+            return leaf[at : at + size, *index[1:]]
+
+        return jax.make_array_from_callback(shape, where, read)
 
     return jax.tree_util.tree_map_with_path(place, tree)

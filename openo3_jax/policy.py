@@ -1,5 +1,6 @@
 """A model with its processor: conversations in, logits or text out, a Hugging Face directory back."""
 
+import contextlib
 import dataclasses
 import functools
 import json
@@ -15,8 +16,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Bool, Float, Int, UInt32
 
+from openo3_jax import hosts
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import ModelConfig, SamplingConfig, VideoConfig
 from openo3_jax.data import conversations as conversations_lib
@@ -24,7 +26,7 @@ from openo3_jax.data import packing, tokens
 from openo3_jax.data import video as video_lib
 from openo3_jax.errors import InputError
 from openo3_jax.models import generate as generate_lib
-from openo3_jax.models import hf_weights
+from openo3_jax.models import hf_weights, lora, peft_files
 from openo3_jax.types import Batch, Sample
 
 Conversation = Sequence[Mapping[str, Any]]
@@ -62,7 +64,11 @@ class Policy:
 
     @functools.cached_property
     def sampling_layout(self) -> generate_lib.SamplingLayout:
-        """The decoder's weights as decoding wants them, made on first use and kept: a second copy of them."""
+        """The decoder's weights as decoding wants them, made on first use and kept: a second copy of them, but on one
+        CPU device the same memory.
+        """
+        if self.mesh.devices.size == 1 and self.mesh.devices.flat[0].platform == "cpu":
+            return generate_lib.shared_layout(self.graphdef, self.params)
         return _sampling_layout(self.graphdef, self.params)
 
     def without_weights(self) -> "Policy":
@@ -83,13 +89,24 @@ class Policy:
             conversation, **sizing, config=self.video, video_mode=self.video_mode, read=read
         )
 
-    def batch(self, samples: Sequence[Sample], bucket: packing.Bucket | None = None) -> Batch:
-        """One row per sample, padded to a bucket (None: the smallest) with the mesh's rows, on the devices."""
-        rows = [[sample] for sample in samples]
-        batch = packing.make_batch(rows, bucket or self.bucket(samples), self.config, pad_id=self.processor.pad_id)
+    def batch(self, samples: Sequence[Sample | None], bucket: packing.Bucket | None = None) -> Batch:
+        """One row per sample, padded to a bucket (None: the smallest) with the mesh's rows, on the devices.
+
+        None leaves a row empty. Of several processes each gives all rows, but those that others hold may be None.
+        """
+        shape = bucket or self.bucket([sample for sample in samples if sample is not None])
+        rows = [[] if sample is None else [sample] for sample in samples]
+        own = self._own(rows + [[]] * (shape.rows - len(rows)))
+        batch = packing.make_batch(
+            own, dataclasses.replace(shape, rows=len(own)), self.config, pad_id=self.processor.pad_id
+        )
         return mesh_lib.shard_rows(batch, self.mesh)
 
-    def bucket(self, samples: Sequence[Sample]) -> packing.Bucket:
+    def _own(self, rows: Sequence[Any]) -> list[Any]:
+        """Those that lie on this process's devices."""
+        return [rows[row] for row in mesh_lib.row_share(self.mesh).rows(len(rows))]
+
+    def bucket(self, samples: Sequence[packing.Placed]) -> packing.Bucket:
         """The smallest bucket with a row for each sample whose rows the mesh divides."""
         return packing.bucket_for(
             [[sample] for sample in samples], self.config.vision, num_rows=self.round_rows(len(samples))
@@ -104,8 +121,8 @@ class Policy:
         """Scores of the next token at every slot of each conversation, float32, unpadded."""
         samples = self.encode(conversations)
         hidden = _hidden(self.graphdef, self.params, self.batch(samples))
-        rows = (_logits(self.graphdef, self.params, row) for row in hidden)  # one conversation's logits at a time
-        return [np.asarray(row)[: len(sample.tokens)] for row, sample in zip(rows, samples, strict=False)]
+        rows = (_logits(self.graphdef, self.params, hidden[i]) for i in range(len(samples)))  # one at a time
+        return [hosts.whole(row)[: len(sample.tokens)] for row, sample in zip(rows, samples, strict=True)]
 
     def generate(
         self,
@@ -135,30 +152,34 @@ class Policy:
 
     def continue_samples(
         self,
-        samples: Sequence[Sample],
+        samples: Sequence[Sample | None],
         config: SamplingConfig,
         seeds: Sequence[int],
         *,
         ban_special: bool = True,
         bucket: packing.Bucket | None = None,
     ) -> Generations:
-        """`generate` for prompts that are tokenised already, one seed each; one program for each bucket."""
+        """`generate` for prompts that are tokenised already, one seed each; one program for each bucket.
+
+        A place that is None gets nothing, unless another process has its prompt: all of them get all completions.
+        """
         max_new_tokens = config.max_new_tokens
         batch = self.batch(samples, bucket)
-        rows = batch.tokens.shape[0]
-        last_slots = np.zeros(rows, np.int32)
-        last_slots[: len(samples)] = [len(sample.tokens) - 1 for sample in samples]
-        prompts = _prefill(self.graphdef, self.params, batch, mesh_lib.shard_rows(last_slots, self.mesh))
+        missing = batch.tokens.shape[0] - len(samples)
+        last_slots = [0 if sample is None else len(sample.tokens) - 1 for sample in [*samples, *[None] * missing]]
+        own = np.array(self._own(last_slots), np.int32), _keys(self._own([*seeds, *[0] * missing]), config.num_samples)
+        slots, keys = mesh_lib.shard_rows(own, self.mesh)
+        prompts = _prefill(self.graphdef, self.params, batch, slots)
         out = _decode(
             self.sampling_layout,
             prompts,
-            mesh_lib.shard_rows(_keys([*seeds, *[0] * (rows - len(seeds))], config.num_samples), self.mesh),
+            keys,
             self._mask(self.processor.stop_ids),
             self._mask(self.processor.banned_ids(self.config.text.vocab_size) if ban_special else ()),
-            jnp.int32(max_new_tokens),
+            np.int32(max_new_tokens),
             config=dataclasses.replace(config, max_new_tokens=-(-max_new_tokens // CAPACITY_STEP) * CAPACITY_STEP),
         )
-        return self._unpad(jax.tree.map(np.asarray, out), len(samples))
+        return self._unpad(hosts.whole(out), len(samples))
 
     def _mask(self, ids: Sequence[int] | Int[np.ndarray, " ids"]) -> Bool[np.ndarray, " vocab"]:
         return np.isin(np.arange(self.config.text.vocab_size), np.asarray(ids, np.int32))
@@ -177,14 +198,27 @@ class Policy:
         """Write a Hugging Face directory in the hub's spelling; `dtype` None keeps each tensor's stored one.
 
         Tokenizer, template and processor files are copied byte for byte. The directory appears whole or not at all.
-        Raises InputError if `out` exists and is not empty.
+        Every process must call it; the first one writes. Raises InputError if `out` exists and is not empty.
         """
         dtypes = self.dtypes if dtype is None else dict.fromkeys(self.dtypes, jnp.dtype(dtype))
-        with new_directory(Path(out)) as staging:
-            copy_model_files(self.directory, staging)
-            if dtype is not None:
-                _write_dtype(staging / "config.json", dtype)
+        with contextlib.ExitStack() as stack:
+            staging = None
+            if hosts.is_first():
+                staging = stack.enter_context(new_directory(Path(out)))
+                copy_model_files(self.directory, staging)
+                if dtype is not None:
+                    _write_dtype(staging / "config.json", dtype)
             hf_weights.save(self.params, self.config, dtypes, staging)
+
+    def save_adapter(self, out: str | os.PathLike) -> None:
+        """Write the adapters alone, as `peft` reads them. The directory appears whole or not at all.
+
+        Raises InputError if there are none, or if `out` exists and is not empty.
+        """
+        if not lora.is_attached(self.params):
+            raise InputError(f"{out}: there is no adapter to write: all weights were trained; export them whole")
+        with new_directory(Path(out)) as staging:
+            peft_files.save(self.params, self.config, self.directory, staging)
 
 
 class new_directory:
@@ -237,6 +271,8 @@ def load_pretrained(
 ) -> Policy:
     """Load a Qwen2.5-VL directory in Hugging Face layout, weights cast to `dtype` and sharded over the mesh.
 
+    A directory as `peft` writes it is read with the model that it names, the adapter added to the weights.
+
     `mesh`: axis sizes such as `{"fsdp": 4, "tensor": 2}`, None for all local devices on fsdp, or a mesh.
     `video_mode`: "frames" gives each frame as a picture with its time in text, "native" as temporal patches.
     `video`: how clips become frames, None for the reference's numbers. Raises InputError for anything that is missing
@@ -249,11 +285,16 @@ def load_pretrained(
     ):
         if value not in known:
             raise InputError(f"load_pretrained: {name}={value!r}; expected one of {', '.join(known)}")
+    adapter = directory if peft_files.is_adapter(directory) else None
+    if adapter is not None:
+        directory = peft_files.base_of(adapter)
     if not (directory / "config.json").is_file():
         raise InputError(f"{directory}: no config.json; expected a Qwen2.5-VL directory in Hugging Face layout")
     processor = tokens.load_processor(directory)
     devices = mesh if isinstance(mesh, Mesh) else mesh_lib.make_mesh(mesh)
     graphdef, params, dtypes = hf_weights.load(directory, processor.config, devices, jnp.dtype(dtype))
+    if adapter is not None:
+        params = peft_files.merge(params, processor.config, adapter)
     return Policy(
         graphdef=graphdef,
         params=params,
@@ -266,9 +307,10 @@ def load_pretrained(
     )
 
 
-def _keys(seeds: Sequence[int], group: int) -> jax.Array:
+def _keys(seeds: Sequence[int], group: int) -> UInt32[np.ndarray, "seeds group words"]:
+    """The random key of each sample, as words."""
     fold = jax.vmap(jax.random.fold_in, (None, 0))
-    return jnp.stack([fold(jax.random.key(seed), jnp.arange(group)) for seed in seeds])
+    return np.stack([jax.random.key_data(fold(jax.random.key(seed), jnp.arange(group))) for seed in seeds])
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -281,6 +323,12 @@ def _logits(graphdef: nnx.GraphDef, params: nnx.State, hidden: jax.Array) -> jax
     return nnx.merge(graphdef, params).logits(hidden)
 
 
+@functools.partial(jax.jit, static_argnames="config")
+def _decode(
+    layout: generate_lib.SamplingLayout, prompts: generate_lib.Prompts, keys: jax.Array, *limits: Any, config: Any
+) -> generate_lib.Generated:
+    return generate_lib.decode(layout, prompts, jax.random.wrap_key_data(keys), *limits, config=config)
+
+
 _prefill = jax.jit(generate_lib.prefill, static_argnums=0)
-_decode = jax.jit(generate_lib.decode, static_argnames="config")
 _sampling_layout = jax.jit(generate_lib.sampling_layout, static_argnums=0)

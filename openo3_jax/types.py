@@ -11,7 +11,8 @@ import jax
 import numpy as np
 from jaxtyping import Bool, Float, Int, UInt8
 
-Array = jax.Array | np.ndarray | jax.ShapeDtypeStruct
+# Arrays, and what jax puts in their place while it traces or lowers a program.
+Array = jax.Array | np.ndarray | jax.ShapeDtypeStruct | jax.stages.ArgInfo
 
 
 class VisionGrid(NamedTuple):
@@ -24,6 +25,30 @@ class VisionGrid(NamedTuple):
     @property
     def num_patches(self) -> int:
         return self.frames * self.height * self.width
+
+
+class RowShare(NamedTuple):
+    """Which of `parts` equal parts of a batch's rows lie on this process's devices.
+
+    `owned`: those of them that it answers for; where devices of several processes hold the same rows, one does.
+    """
+
+    parts: int = 1
+    held: tuple[int, ...] = (0,)
+    owned: tuple[int, ...] = (0,)
+
+    def part(self, row: int, num_rows: int) -> int:
+        """The part that a row is in, of `num_rows` and so many more that the parts are equal."""
+        return row // -(-num_rows // self.parts)
+
+    def rows(self, num_rows: int) -> list[int]:
+        """The rows that this process holds, in the order of its parts.
+
+        Example: `RowShare(4, (0, 2), (0, 2)).rows(8) == [0, 1, 4, 5]`
+        """
+        assert num_rows % self.parts == 0, (num_rows, self.parts)
+        size = num_rows // self.parts
+        return [part * size + row for part in self.held for row in range(size)]
 
 
 @dataclasses.dataclass(frozen=True)

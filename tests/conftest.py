@@ -15,6 +15,14 @@ jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.dirname(__fi
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+LONG = ("test_hosts.py", "test_kill.py", "test_lora.py", "test_meshes.py", "test_gspo_run.py", "test_tiny.py")
+
+
+def pytest_collection_modifyitems(items):
+    """Files that take minutes first, so that processes side by side end at about the same time."""
+    items.sort(key=lambda item: item.path.name not in LONG)
+
+
 @pytest.fixture(scope="session")
 def one_device():
     from openo3_jax import mesh

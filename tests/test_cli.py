@@ -1,5 +1,6 @@
 """The command line: one line for a mistake, exit codes, nothing half written, nothing of the libraries on stderr."""
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -113,6 +114,15 @@ def test_mistakes(capsys, model, data, tmp_path, arguments, part):
     places = {"model": model, "data": data, "tmp": tmp_path, "clip": next(data.rglob("*.mp4"))}
     result = call(capsys, *(argument.format(**places) for argument in arguments))
     assert_one_line(result, part.format(**places))
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_package_that_is_missing_is_named_before_anything_is_written(capsys, model, data, tmp_path, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name, *of: None if name == "wandb" else find(name, *of))
+    run = ["--model", model, "--data", data, "--out", tmp_path / "run", "--run.wandb", "p"]
+    for stage in (["sft", "sft_tiny"], ["gspo", "gspo_tiny"]):
+        assert_one_line(call(capsys, *stage, *run), "run.wandb=p: the package wandb is not installed")
     assert not list(tmp_path.iterdir())
 
 

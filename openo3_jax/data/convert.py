@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -57,17 +58,33 @@ class Box(NamedTuple):
 
 
 def convert_file(file: str | os.PathLike, out: str | os.PathLike, *, media_root: str | os.PathLike, name: str) -> str:
-    """Write the data root `out`; returns what was made, in words.
+    """Write the data root `out`; returns what was made, in words. After an error nothing of it is left.
 
-    Raises: InputError with file and line for what is missing, of another type or outside its media.
+    `name`: a part of sources and of a directory. Raises: InputError with file and line for what is missing, of another
+    type or outside its media.
     """
     out = pathlib.Path(out)
+    if not re.fullmatch(r"\w[\w.-]*", name):
+        raise InputError(f"name={name!r}: expected letters, digits, '_', '-' and '.', such as own")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"{out}: exists and is not an empty directory; choose another place")
+    try:
+        records = _write_records(file, out, pathlib.Path(media_root), name)
+    except InputError:
+        shutil.rmtree(out, ignore_errors=True)
+        raise
+    return "\n".join(
+        f"{stage}: {len(done)} records in {annotations.stage_file(out, stage)}" for stage, done in records.items()
+    )
+
+
+def _write_records(
+    file: str | os.PathLike, out: pathlib.Path, media_root: pathlib.Path, name: str
+) -> dict[tasks.Stage, list[dict[str, Any]]]:
     records: dict[tasks.Stage, list[dict[str, Any]]] = {"sft": [], "rl": []}
     with Decoder() as decoder:
         for number, line in enumerate(_lines(file)):
-            item = _Item(line, pathlib.Path(media_root), f"{file}:{number + 1}", decoder)
+            item = _Item(line, media_root, f"{file}:{number + 1}", decoder)
             for stage, done in records.items():
                 record = item.record(stage, name)
                 if record is not None:
@@ -77,9 +94,7 @@ def convert_file(file: str | os.PathLike, out: str | os.PathLike, *, media_root:
         path = pathlib.Path(annotations.stage_file(out, stage))
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(done, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
-    return "\n".join(
-        f"{stage}: {len(done)} records in {annotations.stage_file(out, stage)}" for stage, done in records.items()
-    )
+    return records
 
 
 def _lines(file: str | os.PathLike) -> list[Any]:
@@ -131,9 +146,9 @@ class _Item:
         return tasks.GENERAL_MCQ if self._letter else tasks.GENERAL_FREE_FORM
 
     def record(self, stage: tasks.Stage, name: str) -> dict[str, Any] | None:
-        """The record of a stage; None for a task that the stage has not."""
+        """The record of a stage; None for a task that the stage has not, and in RL for a picture without boxes."""
         task = self.task
-        if task not in tasks.STAGE_TASKS[stage]:
+        if task not in tasks.STAGE_TASKS[stage] or (stage == "rl" and self._is_picture and not self._boxes):
             return None
         path = f"{name}/{self._line['image' if self._is_picture else 'video']}"
         record = {
@@ -182,7 +197,7 @@ class _Item:
             if not isinstance(value, _FIELDS[field]):
                 raise InputError(f"{self._where}: {field}={value!r:.60} is of the wrong type; see docs/data.md")
         for field in ("question", "answer"):
-            if not line.get(field):
+            if not line.get(field, "").strip():
                 raise InputError(f"{self._where}: {field} is missing; expected a text")
         if ("image" in line) == ("video" in line):
             raise InputError(f"{self._where}: expected either video or image, a path")
@@ -257,14 +272,14 @@ class _Item:
 
     def _reasoning(self) -> str:
         """The evidence, where the line has no reasoning of its own."""
-        if self._is_picture:
+        if self._is_picture and self._boxes:
             return "I see " + ", ".join(self._picture_claim(box) for box in self._boxes) + "."
         if self.task == tasks.TEMPORAL:
             start, end = (tags.render_time(time_s) for time_s in self._span)
             return f"It begins at {start} and ends at {end}."
         if self._boxes and self.task == tasks.TEMPORAL_SPATIAL:
             return "I see " + ", ".join(tags.render_claim(b.name, b.xyxy_frac, b.time_s) for b in self._boxes) + "."
-        return f"The video shows it: {self._line['answer']}."
+        return f"The {'picture' if self._is_picture else 'video'} shows it: {self._line['answer']}."
 
     def _key_frames(self, path: str) -> dict[str, Any]:
         times_s = sorted({box.time_s for box in self._boxes})

@@ -14,6 +14,7 @@ from openo3_jax.config import VisionConfig
 from openo3_jax.data import packing, plan
 from openo3_jax.data.samples import Example, Samples
 from openo3_jax.errors import InputError
+from openo3_jax.types import RowShare
 
 _KEPT_PLANS = 3  # windows: the last one, this one, the next one
 
@@ -34,13 +35,10 @@ class BatchPlan(NamedTuple):
     rows: list[list[int]]
     shape: packing.Bucket
 
-    def share(self, process: tuple[int, int]) -> list[list[int]]:
-        """The rows of process `process[0]` of `process[1]`; all have as many, some may be empty."""
-        index, count = process
-        assert self.shape.rows % count == 0, (self.shape.rows, count)
+    def share(self, share: RowShare) -> list[list[int]]:
+        """The rows of one process; some may be empty."""
         rows = [*self.rows, *[[]] * (self.shape.rows - len(self.rows))]
-        num = self.shape.rows // count
-        return rows[index * num : (index + 1) * num]
+        return [rows[row] for row in share.rows(self.shape.rows)]
 
 
 class Ready(NamedTuple):
@@ -143,7 +141,7 @@ class Loader:
     """Step -> `finish(Ready)`, made ahead of time for the steps that follow.
 
     Samples are read by a thread for each decoder, in the order in which they are wanted, and finished by another one.
-    Process `process[0]` of `process[1]` reads its share of the rows.
+    `choose`: the records of a batch that this process reads.
     """
 
     def __init__(
@@ -152,14 +150,13 @@ class Loader:
         plans: Plans,
         rules: Rules,
         finish: Callable[[Ready], Any],
-        *,
-        process: tuple[int, int] = (0, 1),
+        choose: Callable[[BatchPlan], list[int]],
     ):
         self._samples = samples
         self._plans = plans
         self._rules = rules
         self._finish = finish
-        self._process = process
+        self._choose = choose
         self._iterator: Iterator[Any] | None = None
         self._made: tuple[int, Any] | None = None  # the last step and what it gave
 
@@ -188,7 +185,7 @@ class Loader:
     def _read(self, place: int) -> _Element:
         step, number = divmod(place, self._rules.batch_size)
         try:
-            mine = [index for row in self._plans.batch(step).share(self._process) for index in row]
+            mine = self._choose(self._plans.batch(step))
             if number >= len(mine):
                 return _Element(step)
             return _Element(step, mine[number], self._samples.read(mine[number]))

@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from openo3_jax import tasks
 from openo3_jax.config import SFTConfig
 from openo3_jax.data import annotations, loader, packing, plan, prompts, samples, tokens, workers
 from openo3_jax.data.bad_records import BadRecords
-from openo3_jax.errors import InputError
-from openo3_jax.types import Batch
+from openo3_jax.types import Batch, RowShare
 
 
 class Samples(samples.Samples):
@@ -44,8 +43,8 @@ class Samples(samples.Samples):
 class SFTBatches:
     """Step -> packed batch as numpy arrays, made ahead of time. A batch is a pure function of data, seed and step.
 
-    `rows_multiple`: rows are split over this many devices. Process `process[0]` of `process[1]` gets its share of the
-    rows; all have the same shape. The shapes are chosen from the first window of records; a batch that fits none of
+    `rows_multiple`: rows are split over this many devices. Of several processes each gets its `share` of the rows.
+    The shapes are chosen from the first window of records; a batch that fits none of
     them has one of its own, in coarse steps. A record that cannot be used leaves its place empty.
     """
 
@@ -56,20 +55,16 @@ class SFTBatches:
         config: SFTConfig,
         *,
         rows_multiple: int,
-        process: tuple[int, int] = (0, 1),
+        share: RowShare = RowShare(),  # noqa: B008 (a named tuple)
     ):
         self._samples = samples
         self._processor = processor
         self._config = config
-        self._process = process
-        if rows_multiple % process[1]:
-            raise InputError(
-                f"sft: {process[1]} processes cannot share rows in multiples of {rows_multiple} equally; expected a "
-                "mesh with as many devices in every process"
-            )
+        self._share = share
+        assert rows_multiple % share.parts == 0, (rows_multiple, share)
         rules = loader.Rules(config.seed, config.steps, config.batch_size, rows_multiple, config.max_row_tokens)
         self._plans = loader.Plans(samples, rules, samples.weights, processor.config.vision)
-        self._load = loader.Loader(samples, self._plans, rules, self._pack, process=process)
+        self._load = loader.Loader(samples, self._plans, rules, self._pack, self._mine)
 
     def __call__(self, step: int) -> Batch:
         return self._load(step)
@@ -82,6 +77,17 @@ class SFTBatches:
     def shapes(self) -> list[packing.Bucket]:
         """The static shapes, one for each class of like lengths."""
         return self._plans.shapes
+
+    def bad(self, step: int) -> dict[int, str]:
+        """Records of a step that this process could not use, and why, by index."""
+        bad = self._samples.bad.reasons
+        return {index: bad[index] for row in self._plans.batch(step).rows for index in row if index in bad}
+
+    def note_bad(self, reasons: Mapping[int, str]) -> None:
+        """Count what other processes could not use. Raises: InputError if too many are bad."""
+        for index, reason in reasons.items():
+            if index not in self._samples.bad.reasons:
+                self._samples.bad.add(index, reason)
 
     def sizes(self, step: int) -> list[packing.Size]:
         """The room that each sample of a step takes, in all processes."""
@@ -116,8 +122,11 @@ class SFTBatches:
     def _data(self) -> str:
         return plan.data_hash([], self._samples.data_hash, self._config.batch_size, self._config.weights)
 
+    def _mine(self, batch: loader.BatchPlan) -> list[int]:
+        return [index for row in batch.share(self._share) for index in row]
+
     def _pack(self, ready: loader.Ready) -> Batch:
-        rows = [[self._placed(index, ready) for index in row] for row in ready.plan.share(self._process)]
+        rows = [[self._placed(index, ready) for index in row] for row in ready.plan.share(self._share)]
         return packing.make_batch(
             rows,
             dataclasses.replace(ready.plan.shape, rows=len(rows)),

@@ -111,11 +111,12 @@ def choose_classes(
 ) -> list[Class]:
     """The classes of like length for a run whose first window holds records of these lengths.
 
-    Rows of a class: a multiple of `rows_multiple` that keeps those of the window within `max_row_tokens` and wastes
-    least.
+    A class reaches up to a length that a shape may have, so that no slot of it is lost to rounding. Rows of a class: a
+    multiple of `rows_multiple` that keeps those of the window within `max_row_tokens` and wastes least.
     """
     lengths = np.asarray(lengths)
     longest = np.sort(lengths)[min(batch_size, len(lengths)) - 1 :: batch_size]
+    longest = -(-longest // packing.STEPS["seq"]) * packing.STEPS["seq"]
     edges = [int(longest[cut - 1]) for cut in class_cuts(longest)[1:]]
     members: list[list[np.ndarray]] = [[] for _ in edges]
     for number, batch in _compose(lengths, edges, batch_size, rng):

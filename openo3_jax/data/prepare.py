@@ -51,6 +51,8 @@ def prepare_root(
     """
     root, out = pathlib.Path(root), pathlib.Path(out)
     stages = {s: annotations.load_stage(root, s) for s in annotations.STAGE_FILES if _has_stage(root, s)}
+    if not 0 <= max_bad_fraction < 1:
+        raise InputError(f"max_bad_fraction={max_bad_fraction:g}; expected a share in [0, 1)")
     if not stages:
         raise InputError(f"{root}: no json_data/STGR-SFT.json or STGR-RL.json; expected a data root as released")
     _begin(out, {"frames": frames, "video": store.stored_settings(config)})
@@ -207,7 +209,7 @@ def _finish_stage(
     builder = stgr_dataset.Stgr(config=stgr_dataset.CONFIGS[stage], data_dir=os.fspath(out), parts=whole)
     if builder.data_path.exists():  # of a run that was interrupted later
         shutil.rmtree(builder.data_path)
-    builder.download_and_prepare()
+    builder.download_and_prepare(download_dir=os.fspath(out / _PARTS))
     lines = [json.dumps(line) + "\n" for sizes in told for line in sizes]
     (out / store.SIZES.format(stage=stage)).write_text("".join(lines), encoding="utf-8")
     good = [record for index, record in enumerate(records) if index not in bad.reasons]

@@ -6,17 +6,26 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from openo3_jax.config import GSPOConfig
-from openo3_jax.data import annotations, loader, plan, prompts, samples, tokens, workers
+from openo3_jax.data import annotations, loader, packing, plan, prompts, samples, tokens, workers
 from openo3_jax.data.bad_records import BadRecords
-from openo3_jax.types import Sample
+from openo3_jax.types import RowShare, Sample
 
 
 class Prompt(NamedTuple):
-    """One record, ready for the model and for the rewards; its pictures are here once, whatever the group."""
+    """One record, ready for the model and for the rewards; its pictures are here once, whatever the group.
+
+    Of several processes those read it whose devices need it; the others know its size.
+    """
 
     index: int  # in the file of records
-    record: annotations.Record  # with the sizes that rewards need
-    sample: Sample
+    record: annotations.Record | None  # with the sizes that rewards need; None until a process that read it tells
+    sample: Sample | None  # None where others have read it
+    size: packing.Size | None = None  # the room that it was planned to take; None: that of the sample
+    is_own: bool = True  # this process scores its completions
+
+    @property
+    def room(self) -> packing.Placed:
+        return self.size or self.sample
 
 
 class BadPrompt(NamedTuple):
@@ -27,8 +36,14 @@ class BadPrompt(NamedTuple):
 
 
 class StepPrompts(NamedTuple):
-    good: list[Prompt]
+    """The prompts of a step, each in its place; None for one that this process could not use, which is among `bad`."""
+
+    places: list[Prompt | None]
     bad: list[BadPrompt]
+
+    @property
+    def good(self) -> list[Prompt]:
+        return [prompt for prompt in self.places if prompt is not None]
 
 
 class Prompts:
@@ -45,8 +60,11 @@ class Prompts:
         processor: tokens.Processor,
         config: GSPOConfig,
         wording: prompts.Prompts,
+        *,
+        share: RowShare = RowShare(),  # noqa: B008 (a named tuple)
     ):
         self._config = config
+        self._share = share
         self._samples = samples.Samples(
             records,
             root,
@@ -61,7 +79,7 @@ class Prompts:
         rules = loader.Rules(config.seed, config.steps, config.batch_size, rows_multiple=1, max_row_tokens=0)
         weights = plan.record_weights(records, config.weights)
         self._plans = loader.Plans(self._samples, rules, weights, processor.config.vision)
-        self._load = loader.Loader(self._samples, self._plans, rules, self._report)
+        self._load = loader.Loader(self._samples, self._plans, rules, self._report, self._mine)
 
     def __enter__(self) -> "Prompts":
         return self
@@ -84,12 +102,33 @@ class Prompts:
     def _data(self) -> str:
         return plan.data_hash([], self._samples.data_hash, self._config.batch_size, self._config.weights)
 
+    def note_bad(self, bad: Sequence[BadPrompt]) -> None:
+        """What another process could not use is not tried again here."""
+        for one in bad:
+            self._samples.bad.add(one.index, one.error)
+
+    def _is_read(self, place: int) -> bool:
+        """Whether this process's devices sample for the prompt in this place, or are trained on it."""
+        per_update = self._config.batch_size // self._config.minibatches
+        rows = (place, self._config.batch_size), (place % per_update, per_update)
+        return any(self._share.part(row, num) in self._share.held for row, num in rows)
+
+    def _mine(self, batch: loader.BatchPlan) -> list[int]:
+        return [index for place, index in enumerate(_indices(batch)) if self._is_read(place)]
+
     def _report(self, ready: loader.Ready) -> StepPrompts:
-        reasons, good, bad = self._samples.bad.reasons, [], []
-        for index in (index for row in ready.plan.rows for index in row):
-            example = ready.samples[index]
-            if example is None:
+        reasons, places, bad = self._samples.bad.reasons, [], []
+        for place, index in enumerate(_indices(ready.plan)):
+            example = ready.samples.get(index)
+            if example is None and (index in ready.samples or index in reasons):
                 bad.append(BadPrompt(index, reasons[index]))
-            else:
-                good.append(Prompt(index, example.record, example.sample))
-        return StepPrompts(good, bad)
+                places.append(None)
+                continue
+            is_own = self._share.part(place, self._config.batch_size) in self._share.owned
+            record, sample = (None, None) if example is None else (example.record, example.sample)
+            places.append(Prompt(index, record, sample, self._samples.sizes([index])[0], is_own))
+        return StepPrompts(places, bad)
+
+
+def _indices(batch: loader.BatchPlan) -> list[int]:
+    return [index for row in batch.rows for index in row]

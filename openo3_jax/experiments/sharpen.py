@@ -15,7 +15,7 @@ MEASURE_EVERY = 5  # steps of the first stage
 MEASURED_SAMPLES = 16  # per question
 
 
-def sharpen(*, data: Path, out: Path, steps: int = 60, seed: int = 0) -> Outcome:
+def sharpen(*, data: Path, out: Path, steps: int = 50, seed: int = 0) -> Outcome:
     """Stage two after an unfinished stage one, on the same few questions: does the sampled reward rise?
 
     A tiny model is taught the SFT records of `data` until its answers to the RL records earn about half of what can be

@@ -5,12 +5,15 @@ loop over stacked weights copies every slice before it is multiplied.
 """
 
 import dataclasses
+from collections.abc import Callable
 from functools import partial
 from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import nnx
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from jaxtyping import Bool, Float, Int
 
 from openo3_jax import mesh as mesh_lib
@@ -53,15 +56,36 @@ class SamplingLayout:
 
 def sampling_layout(graphdef: nnx.GraphDef, params: nnx.State) -> SamplingLayout:
     """Training layout -> sampling layout, on the device; call it under `jit`."""
+    return _lay_out(graphdef, params, lambda x, i: x[i], mesh_lib.gather_layer)
+
+
+def shared_layout(graphdef: nnx.GraphDef, params: nnx.State) -> SamplingLayout:
+    """The same on one CPU device without a copy: a layer's arrays are parts of the stacked ones' memory."""
+
+    def view(x: Array, i: int) -> Array:
+        whole = np.asarray(x)
+        return jax.make_array_from_callback(
+            x.shape[1:], NamedSharding(x.sharding.mesh, PartitionSpec()), whole[i].__getitem__
+        )
+
+    return _lay_out(graphdef, params, view, lambda tree, mesh: tree)
+
+
+def _lay_out(
+    graphdef: nnx.GraphDef,
+    params: nnx.State,
+    take: Callable[[Array, int], Array],
+    gather: Callable[[nnx.State, Mesh], nnx.State],
+) -> SamplingLayout:
     model = nnx.merge(graphdef, params)
     depth = model.config.text.num_hidden_layers
     stacked = params["text"]["layers"]
-    layers = [mesh_lib.gather_layer(jax.tree.map(lambda x, i=i: x[i], stacked), model.mesh) for i in range(depth)]
+    layers = [gather(jax.tree.map(lambda x, i=i: take(x, i), stacked), model.mesh) for i in range(depth)]
     head = {} if model.config.text.tie_word_embeddings else {"lm_head": params["lm_head"]}
     rest = nnx.State({"embed_tokens": params["text"]["embed_tokens"], "norm": params["text"]["norm"], **head})
     return SamplingLayout(
         layers=layers,
-        rest=mesh_lib.gather_layer(rest, model.mesh),
+        rest=gather(rest, model.mesh),
         layer_def=nnx.graphdef(model.text.layers),
         norm_def=nnx.graphdef(model.text.norm),
         config=model.config.text,

@@ -94,6 +94,13 @@ def hub_key(key: str) -> str:
     return key
 
 
+def memory_key(key: str) -> str:
+    """The hub's spelling -> that of transformers 5.x, the inverse of `hub_key`; the head is the same in both."""
+    if key.startswith("visual."):
+        return f"model.{key}"
+    return key.replace("model.", "model.language_model.", 1) if key.startswith("model.") else key
+
+
 def hf_shape(entry: Entry, shape: tuple[int, ...], config: ModelConfig) -> tuple[int, ...]:
     """Shape of HF's tensor for one layer of ours."""
     if entry.layout is Layout.SAME:

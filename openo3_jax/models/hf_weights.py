@@ -13,10 +13,11 @@ import safetensors.numpy
 from flax import nnx
 from jax.sharding import Mesh, NamedSharding
 
+from openo3_jax import hosts
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import ModelConfig
 from openo3_jax.errors import InputError
-from openo3_jax.models import hf_mapping, qwen2_5_vl
+from openo3_jax.models import hf_mapping, lora, qwen2_5_vl
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -204,11 +205,15 @@ def save(
     params: nnx.State,
     config: ModelConfig,
     dtypes: Mapping[str, jnp.dtype],
-    out: Path,
+    out: Path | None,
     *,
     max_bytes: int = MAX_SHARD_BYTES,
 ) -> None:
-    """Write the weights in the hub's spelling, in files of at most `max_bytes`, each tensor in `dtypes[key]`."""
+    """Write the weights in the hub's spelling, in files of at most `max_bytes`, each tensor in `dtypes[key]`.
+
+    Adapters are added to their weights, one layer at a time. `out` None: lend this process's part of the weights to the
+    one that writes.
+    """
     sources = {
         key: (entry, i) for entry in hf_mapping.table(config) for i, key in enumerate(hf_mapping.keys(entry, config))
     }
@@ -229,15 +234,28 @@ def save(
         for key in keys:
             entry, i = sources[key]
             weight = _variable(params, entry.path).get_raw_value()
+            layer = _with_adapter(hosts.whole(weight[i] if entry.is_stacked else weight), entry, params, i)
+            if out is None:
+                continue
             tensors[key] = np.empty(shapes[key], dtypes[key])
-            layer = np.asarray(weight[i] if entry.is_stacked else weight)
             flat = tensors[key].reshape(len(tensors[key]), -1) if layer.ndim > 1 else tensors[key]
             _copy(hf_mapping.to_hf(entry, layer), flat)
-        safetensors.numpy.save_file(tensors, out / name, metadata={"format": "pt"})
-    if len(shards) > 1:
+        if out is not None:
+            safetensors.numpy.save_file(tensors, out / name, metadata={"format": "pt"})
+    if len(shards) > 1 and out is not None:
         total = sum(_num_bytes(shapes[key], dtypes[key]) for key in sources)
         weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
         (out / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
+
+
+def _with_adapter(weight: np.ndarray, entry: hf_mapping.Entry, params: nnx.State, i: int) -> np.ndarray:
+    """One layer's weight, with its adapter added in float32 where it has one."""
+    halves = lora.halves(params, entry.path)
+    if halves is None:
+        return weight
+    parts = (hosts.whole(half[...][i] if entry.is_stacked else half[...]) for half in halves)
+    a, b = (np.asarray(part, np.float32) for part in parts)
+    return weight.astype(np.float32) + np.float32(halves[1].scale) * (a @ b)
 
 
 def _num_bytes(shape: tuple[int, ...], dtype: jnp.dtype) -> int:

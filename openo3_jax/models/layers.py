@@ -19,6 +19,24 @@ INIT_STD = 0.02  # HF `initializer_range`
 ATTENTION = "attention"  # the name under which attention's results are kept
 
 
+class Linear(nnx.Linear):
+    """`x W + b`, and where there is an adapter (`lora.attach`) `+ scale (x A) B` with it.
+
+    `lora_a`: `[in, rank]`, `lora_b`: `[rank, out]`; `scale` is part of `lora_b`.
+    """
+
+    lora_a: nnx.LoRAParam | None = None
+    lora_b: nnx.LoRAParam | None = None
+
+    def __call__(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+        y = super().__call__(x)
+        return y if self.lora_a is None else y + self.adapted(x)
+
+    def adapted(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
+        """What the adapter adds."""
+        return (x @ self.lora_a[...]) @ self.lora_b[...] * self.lora_b.scale
+
+
 def linear(
     in_features: int,
     out_features: int,
@@ -26,9 +44,9 @@ def linear(
     *,
     bias: bool = False,
     rngs: nnx.Rngs,
-) -> nnx.Linear:
-    """`nnx.Linear` whose kernel `[in, out]` carries logical axes and whose bias carries that of the output."""
-    return nnx.Linear(
+) -> Linear:
+    """A linear layer whose kernel `[in, out]` carries logical axes and whose bias carries that of the output."""
+    return Linear(
         in_features,
         out_features,
         use_bias=bias,

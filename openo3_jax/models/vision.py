@@ -64,7 +64,8 @@ class VisionAttention(nnx.Module):
         dim = x.shape[-1]
         kernel = mesh_lib.constrain(self.qkv.kernel[...].reshape(dim, 3, self.num_heads, -1), self.mesh, *HEADS)
         bias = mesh_lib.constrain(self.qkv.bias[...].reshape(3, self.num_heads, -1), self.mesh, *HEADS[1:])
-        return jnp.einsum("rpd,dchk->rpchk", x, kernel) + bias
+        out = jnp.einsum("rpd,dchk->rpchk", x, kernel) + bias
+        return out if self.qkv.lora_a is None else out + self.qkv.adapted(x).reshape(out.shape)
 
     def _within(self, qkv, groups: tuple[Int[Array, "rows _groups _size"], ...], slots: Int[Array, "rows patches"]):
         """Attention inside each group; all groups of one array have one size."""

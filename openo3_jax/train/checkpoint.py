@@ -4,6 +4,7 @@ The last file to be written of a checkpoint is its record: what it is, and size 
 record a checkpoint is unfinished; with one, nothing of it can be cut off or changed unnoticed.
 """
 
+import dataclasses
 import hashlib
 import json
 import os
@@ -18,6 +19,7 @@ import orbax.checkpoint as ocp
 from flax import nnx
 from jax.sharding import Mesh
 
+from openo3_jax import hosts
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.errors import InputError
 from openo3_jax.train.state import TrainState
@@ -43,7 +45,7 @@ class Checkpoints:
 
     `save` copies the state to the host and returns; threads write it. A save that fails is told to `say` in one line
     and kept in `failure` until one succeeds; earlier checkpoints stay. Of all checkpoints the `keep_last` newest stay,
-    and the one with the highest score.
+    and the one with the highest score. Of several processes each writes its part of the arrays, the first one all else.
     """
 
     def __init__(self, directory: Path, *, keep_last: int, say: Callable[[str], None]):
@@ -58,6 +60,7 @@ class Checkpoints:
         self._pending: futures.Future[None] | None = None
         self._pending_step = 0
         self._saved: int | None = None
+        self._is_first = hosts.is_first()
 
     def __enter__(self) -> "Checkpoints":
         return self
@@ -70,15 +73,16 @@ class Checkpoints:
     def save(self, state: TrainState, record: Record) -> None:
         """Start to write a checkpoint; the one before it is waited for. The state may be donated afterwards."""
         self.wait()
-        if self._saved is not None and not (self._directory / str(self._saved) / RECORD).exists():
+        if self._is_first and self._saved is not None and not (self._directory / str(self._saved) / RECORD).exists():
             self._say(f"{self._directory}: checkpoint {self._saved} has been deleted by someone else")
         self._pending_step = record.step
         items = {"params": state.params, "optimizer": (state.step, state.opt_state)}
         arguments = {name: ocp.args.StandardSave(_flatten(tree)) for name, tree in items.items()}
         try:
             self._directory.mkdir(parents=True, exist_ok=True)
-            for rest in self._directory.glob(f"*{_TEMPORARY}*"):  # of a save that failed, perhaps still written to
-                shutil.rmtree(rest, ignore_errors=True)
+            if self._is_first:
+                for rest in self._directory.glob(f"*{_TEMPORARY}*"):  # of a save that failed, perhaps still written to
+                    shutil.rmtree(rest, ignore_errors=True)
             self._writer.save(self._directory / str(record.step), ocp.args.Composite(**arguments), force=True)
         except WRITE_ERRORS as error:
             self._fail(error)
@@ -99,8 +103,9 @@ class Checkpoints:
 
     def _finish(self, record: Record) -> None:
         self._writer.wait_until_finished()
-        _write_record(self._directory / str(record.step), record)
-        prune(self._directory, self._keep_last)
+        if self._is_first:
+            _write_record(self._directory / str(record.step), record)
+            prune(self._directory, self._keep_last)
 
     def _fail(self, error: Exception) -> None:
         kept = finished(self._directory)
@@ -182,12 +187,12 @@ def set_aside(directory: Path, after: int, aside: Path) -> None:
 def restore(directory: Path, step: int, abstract: TrainState) -> TrainState:
     """The state of a checkpoint, with the shapes and places of `abstract`, on whatever mesh they name.
 
-    `abstract.reference` is taken over as it is: checkpoints hold nothing that never changes.
+    `reference` and `frozen` are taken over as they are: checkpoints hold nothing that never changes.
     """
     wanted = {"params": abstract.params, "optimizer": (abstract.step, abstract.opt_state)}
     read = _read(directory / str(step), wanted)
     count, moments = read["optimizer"]
-    return TrainState(count, read["params"], moments, abstract.reference, abstract.graphdef)
+    return dataclasses.replace(abstract, step=count, params=read["params"], opt_state=moments)
 
 
 def save_params(directory: Path, params: nnx.State) -> None:
@@ -197,14 +202,14 @@ def save_params(directory: Path, params: nnx.State) -> None:
 
 
 def read_params(directory: Path, abstract: nnx.State, mesh: Mesh) -> nnx.State:
-    """The weights of one checkpoint, float32, placed on the mesh."""
+    """What one checkpoint says of `abstract`, the weights or the adapters, float32, placed on the mesh."""
     places = mesh_lib.state_shardings(abstract, mesh)
     wanted = jax.tree.map(lambda x, at: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=at), abstract, places)
     return _read(directory, {"params": wanted})["params"]
 
 
 def load_params(directory: Path, abstract: nnx.State, mesh: Mesh) -> nnx.State:
-    """The weights of the newest checkpoint, float32, on the mesh. Raises InputError if it is damaged or missing."""
+    """As `read_params`, of the newest checkpoint. Raises InputError if it is damaged or missing."""
     if not directory.is_dir():
         raise InputError(f"{directory}: no checkpoints; expected the directory of a training run")
     steps = finished(directory)

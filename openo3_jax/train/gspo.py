@@ -4,7 +4,7 @@ import contextlib
 import dataclasses
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +12,17 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from openo3_jax import hosts
+from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import GSPOConfig
 from openo3_jax.data import annotations, plan, prompts, rl_prompts
 from openo3_jax.errors import InputError
-from openo3_jax.train import guards, loop, profiling, rollout, run, runlog, steps
+from openo3_jax.train import guards, journal, loop, profiling, rollout, run, runlog, steps
 from openo3_jax.train import resume as resume_lib
 from openo3_jax.train import state as state_lib
 from openo3_jax.train.state import TrainState
+from openo3_jax.types import Rollouts
 
 SAMPLES, BAD_SAMPLES = run.SAMPLES, run.BAD_SAMPLES
 
@@ -48,25 +51,31 @@ def run_gspo(
     another shape, a reward or a loss that is not finite, a run with other settings, data or model to resume; Stopped
     after a signal, with the state saved.
     """
-    run.check_resumable(out) if resume else run.check_new(out)
     log = runlog.RunLog(out)
-    records = annotations.load_stage(data, "rl")
-    if not records:
-        raise InputError(f"{data}: its {annotations.STAGE_FILES['rl']} holds no records; expected at least one")
-    wording = prompts.load_prompts(prompts_file)
-    policy = policy_lib.load_pretrained(model, mesh=mesh, video=config.video)
-    anchor = None if reference is None else policy_lib.load_pretrained(reference, mesh=policy.mesh)
-    compared = None if config.kl_coef == 0 else (anchor or policy).params
+
+    def read() -> tuple[list[annotations.Record], prompts.Prompts, policy_lib.Policy, policy_lib.Policy | None]:
+        run.check_resumable(out) if resume else run.check_new(out)
+        records, wording = annotations.load_stage(data, "rl"), prompts.load_prompts(prompts_file)
+        if not records:
+            raise InputError(f"{data}: its {annotations.STAGE_FILES['rl']} holds no records; expected at least one")
+        policy = policy_lib.load_pretrained(model, dtype=state_lib.load_dtype(config), mesh=mesh, video=config.video)
+        anchor = None if reference is None else policy_lib.load_pretrained(reference, mesh=policy.mesh)
+        return records, wording, policy, anchor
+
+    (records, wording, policy, anchor), _ = hosts.together(read)
+    compared = state_lib.anchor_of(policy, config, anchor)
     about = resume_lib.describe("gspo", config, plan.data_hash(records), policy.params, compared)
     found = resume_lib.find(out, about, log.say) if resume else None
+    journal.check(config.run)
     make = state_lib.make_state if found is None else state_lib.resume_state
     state = make(policy, config, reference=anchor)
     policy, anchor, compared = policy.without_weights(), None, None  # the state has its own copies
-    with rl_prompts.Prompts(records, data, policy.processor, config, wording) as source:
+    share = mesh_lib.row_share(policy.mesh)
+    with rl_prompts.Prompts(records, data, policy.processor, config, wording, share=share) as source:
         start = 0 if found is None else source.step_of(resume_lib.position(found))
         if start < config.steps:
-            source(start)  # reads the media of the first step before anything is written
-        run.create(out, policy, "gspo", config, reference=None if reference is None else str(reference))
+            hosts.together(lambda: source(start))  # reads the media of the first step before anything is written
+        run.create(out, policy, "gspo", config, model=model, reference=reference)
         state = resume_lib.go_on(out, found, state)
         max_bad = int(config.max_bad_fraction * len(records))
         guard = guards.Guard("gspo", config, out, log)
@@ -116,22 +125,23 @@ class _GSPO:
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
         clock = _Clock()
         with clock.phase("data"):
-            good, bad = self._source(step)
-            self._note_bad(step, bad)
+            places = self._prompts(step)
         values = {"data/bad_records": float(len(self._bad))}
-        if not good:
+        if not any(places):
             return state, values
         with clock.phase("rollout"):
-            out = self._sample(state, good, step)
+            out = self._sample(state, places, step)
         progress = (step + 1) / self._config.steps
         with clock.phase("reward"):
-            sampled = rollout.Groups(good, out, *rollout.judge(good, out, self._config, self._reward, progress))
-            self._write_samples(sampled, step, progress)
+            sampled = rollout.Groups(places, out, *rollout.judge(places, out, self._config, self._reward, progress))
+            if hosts.is_first():
+                self._write_samples(sampled, step, progress)
         with clock.phase("update"):
             state, measured = self._update(state, sampled, step)
-        lengths = [[len(tokens) for tokens in group] for group in out.tokens]
+        done = [(prompt, group) for prompt, group in zip(places, out.tokens, strict=True) if prompt is not None]
+        good, lengths = [prompt for prompt, _ in done], [[len(tokens) for tokens in group] for _, group in done]
         new = sum(map(sum, lengths))
-        trained = new + sum(len(prompt.sample.tokens) for prompt in good)
+        trained = new + sum(prompt.size.tokens for prompt in good)
         rates = {
             "time/rollout_tokens_per_s": new / clock.seconds["rollout"],
             "time/update_tokens_per_s": trained / clock.seconds["update"],
@@ -142,16 +152,35 @@ class _GSPO:
 
     def _work(self, good: list[rl_prompts.Prompt], lengths: list[list[int]]) -> int:
         """Operations of the model in a step in which every group is trained on."""
-        groups = [(len(one.sample.tokens), group, one.sample.grids) for one, group in zip(good, lengths, strict=True)]
+        groups = [(one.size.tokens, group, one.size.grids) for one, group in zip(good, lengths, strict=True)]
         scored = (self._config.kl_coef > 0) + (self._config.old_logp == "recompute")
-        return profiling.gspo_flops(self._policy.config, groups, scored=scored)
+        return profiling.gspo_flops(self._policy.config, groups, scored=scored, lora=self._config.lora)
 
-    def _sample(self, state: TrainState, good: list[rl_prompts.Prompt], step: int) -> policy_lib.Generations:
+    def _prompts(self, step: int) -> list[rl_prompts.Prompt | None]:
+        """The prompts of a step in their places, None for those that a process could not use; each has its record."""
+
+        def tell(made: rl_prompts.StepPrompts) -> dict[str, Any]:
+            own = {place: prompt.record for place, prompt in enumerate(made.places) if prompt and prompt.is_own}
+            return {"bad": made.bad, "records": [*own.items()]}
+
+        made, told = hosts.together(lambda: self._source(step), tell)
+        bad = {index: rl_prompts.BadPrompt(index, error) for part in told for index, error in part["bad"]}
+        self._source.note_bad([*bad.values()])
+        self._note_bad(step, [*bad.values()])
+        records = {place: record for part in told for place, record in part["records"]}
+        return [
+            None if prompt is None or prompt.index in bad else prompt._replace(record=records[place])
+            for place, prompt in enumerate(made.places)
+        ]
+
+    def _sample(self, state: TrainState, places: list[rl_prompts.Prompt | None], step: int) -> policy_lib.Generations:
         config = self._config
-        policy = dataclasses.replace(self._policy, params=self._cast(state.params))
-        samples = [prompt.sample for prompt in good]
-        need = dataclasses.replace(policy.bucket(samples), rows=policy.round_rows(config.batch_size))
-        seeds = rollout.prompt_seeds(config.seed, step, len(good))
+        as_computed = dataclasses.replace(state, params=self._cast(state.params))  # what is frozen is so already
+        policy = state_lib.trained_policy(self._policy, as_computed)
+        samples = [None if prompt is None else prompt.sample for prompt in places]
+        need = policy.bucket([prompt.room for prompt in places if prompt is not None])
+        need = dataclasses.replace(need, rows=policy.round_rows(config.batch_size))
+        seeds = rollout.prompt_seeds(config.seed, step, len(places))
         return policy.continue_samples(samples, config.sampling, seeds, bucket=self._prompt_bucket(need))
 
     def _update(self, state: TrainState, sampled: rollout.Groups, step: int) -> tuple[TrainState, dict[str, float]]:
@@ -173,14 +202,16 @@ class _GSPO:
         values = {f"gspo/{name}": float(np.mean([one[name] for one in found])) for name in (found[0] if found else ())}
         for name in ("logp_gap_mean", "logp_gap_max"):  # later the policy has moved
             values |= {f"gspo/{name}": found[0][name]} if found else {}
+        values |= _padding(sampled, kept, batches)
         values["guard/skipped"] = float(len(batches) - len(found))
         return state, values | {"gspo/skipped_updates": float(len(slices) - len(kept))}
 
     def _note_bad(self, step: int, bad: list[rl_prompts.BadPrompt]) -> None:
         """Write down records that could not be used; raise InputError when they are too many."""
-        with (self._out / BAD_SAMPLES).open("a", encoding="utf-8") as stream:
-            for one in bad:
-                stream.write(json.dumps({"step": step + 1, "index": one.index, "error": one.error}) + "\n")
+        if hosts.is_first():
+            with (self._out / BAD_SAMPLES).open("a", encoding="utf-8") as stream:
+                for one in bad:
+                    stream.write(json.dumps({"step": step + 1, "index": one.index, "error": one.error}) + "\n")
         self._bad |= {one.index: one.error for one in bad}
         if len(self._bad) > self._max_bad:
             index, error = next(iter(self._bad.items()))
@@ -195,6 +226,8 @@ class _GSPO:
         with (self._out / SAMPLES).open("a", encoding="utf-8") as stream:
             for place in range(len(sampled.prompts) * group):
                 prompt, number = sampled.prompts[place // group], place % group
+                if prompt is None:
+                    continue
                 line = {
                     **prompt.record,
                     "completion": sampled.generations.texts[place // group][number],
@@ -207,6 +240,24 @@ class _GSPO:
                     "advantage": float(sampled.advantages.advantage[place // group, number]),
                 }
                 stream.write(json.dumps(line) + "\n")
+
+
+def _padding(sampled: rollout.Groups, kept: Sequence[slice], batches: Sequence[Rollouts]) -> dict[str, float]:
+    """Shares of the slots of the updates' rows that hold nothing, nothing where there was no update."""
+    if not batches:
+        return {}
+    padding = plan.Padding(
+        token_slots=sum(one.batch.tokens.size for one in batches),
+        patch_slots=sum(one.batch.vision.patch_hw.size // 2 for one in batches),
+    )
+    for rows in kept:
+        for prompt, group in zip(sampled.prompts[rows], sampled.generations.tokens[rows], strict=True):
+            if prompt is not None:
+                own = sum(len(tokens) - 1 for tokens in group)
+                padding = padding._replace(
+                    tokens=padding.tokens + prompt.size.tokens + own, patches=padding.patches + prompt.size.patches
+                )
+    return {"data/token_waste": padding.token_waste, "data/patch_waste": padding.patch_waste}
 
 
 class _Clock:

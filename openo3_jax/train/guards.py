@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
+from openo3_jax import hosts
 from openo3_jax.config import GSPOConfig, SFTConfig
 from openo3_jax.errors import InputError
 from openo3_jax.train import replay, runlog
@@ -53,11 +54,18 @@ class Guard:
 
     def _dump(self, state: TrainState, batch: Any, step: int, values: Mapping[str, float]) -> str:
         dumps = self._out / replay.DUMPS
-        at = next(at for i in range(self._config.batch_size + 1) if not (at := dumps / f"step-{step + 1}-{i}").exists())
-        if dumps.is_dir() and len(list(dumps.iterdir())) >= MAX_DUMPS:
+
+        def choose() -> str | None:
+            if dumps.is_dir() and len(list(dumps.iterdir())) >= MAX_DUMPS:
+                return None
+            names = (f"step-{step + 1}-{i}" for i in range(self._config.batch_size + 1))
+            return next(name for name in names if not (dumps / name).exists())
+
+        name = hosts.first(choose)
+        if name is None:
             return f" ({MAX_DUMPS} batches are kept already in {dumps})"
-        replay.write_dump(at, self._stage, self._config, state.params, batch, step, values)
-        return f"; openo3 replay {at} runs it again"
+        replay.write_dump(dumps / name, self._stage, self._config, state.params, batch, step, values)
+        return f"; openo3 replay {dumps / name} runs it again"
 
 
 def is_finite(values: Mapping[str, float]) -> bool:

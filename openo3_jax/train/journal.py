@@ -7,14 +7,27 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from openo3_jax.config import GSPOConfig, SFTConfig, to_json
+from openo3_jax.config import GSPOConfig, RunConfig, SFTConfig, to_json
 from openo3_jax.errors import InputError
 from openo3_jax.train import board, metrics, run
 from openo3_jax.train.runlog import RunLog
 
 
+class Silence:
+    """The journal of a process that is not the one that writes."""
+
+    def __enter__(self) -> "Silence":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def write(self, done: int, values: Mapping[str, float]) -> None:
+        pass
+
+
 class Journal:
-    """A context manager. Raises: InputError if the disk takes no more lines, or for W&B that is not installed."""
+    """A context manager. Raises: InputError if the disk takes no more lines, and as `check` does."""
 
     def __init__(self, out: Path, name: str, headline: str, config: SFTConfig | GSPOConfig, log: RunLog, *, start: int):
         self._log = log
@@ -53,10 +66,17 @@ class Journal:
         self._board.update(done, values)
 
 
+def check(settings: RunConfig) -> None:
+    """Raises: InputError if W&B is asked for and not installed."""
+    if settings.wandb is not None and importlib.util.find_spec("wandb") is None:
+        raise InputError(
+            f"run.wandb={settings.wandb}: the package wandb is not installed; pip install wandb, or leave it out"
+        )
+
+
 def _start_wandb(project: str, out: Path, config: SFTConfig | GSPOConfig) -> Any:
     """A run of Weights & Biases that goes on when this one does."""
-    if importlib.util.find_spec("wandb") is None:
-        raise InputError(f"run.wandb={project}: the package wandb is not installed; pip install wandb, or leave it out")
+    check(config.run)
     wandb = importlib.import_module("wandb")
     name = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]
     return wandb.init(project=project, id=name, name=out.name, resume="allow", dir=str(out), config=to_json(config))

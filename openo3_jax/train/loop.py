@@ -7,13 +7,14 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
+from openo3_jax import hosts
 from openo3_jax.config import GSPOConfig, SFTConfig
 from openo3_jax.errors import InputError, Stopped
 from openo3_jax.policy import Policy
 from openo3_jax.train import best as best_lib
 from openo3_jax.train import checkpoint, guards, journal, machine, metrics, profiling, run, signals, watchdog
 from openo3_jax.train.runlog import RunLog
-from openo3_jax.train.state import TrainState
+from openo3_jax.train.state import TrainState, trained_policy
 
 Evaluator = Callable[[Policy, int], Mapping[str, float]]  # (policy, steps done) -> metrics; {} where none are due
 StopRule = Callable[[int, Mapping[str, float]], bool]  # (steps done, metrics) -> True ends the run
@@ -63,15 +64,16 @@ def train(
     out, settings, steps, say = this.out, this.config.run, this.config.steps, this.log.say
     past = metrics.read_lines(out / run.METRICS)
     spikes, best = guards.Spikes(stage.name, past), best_lib.Best(settings, past)
-    done, is_last, is_told = this.start, best.is_over or this.start >= steps, False
+    done, is_last, is_told, signal = this.start, best.is_over or this.start >= steps, False, None
     values = {name: value for name, value in past[-1].items() if value is not None} if past else {}
     with (
-        journal.Journal(out, stage.name, stage.headline, this.config, this.log, start=this.start) as book,
+        _open_journal(stage, this) as book,
         checkpoint.Checkpoints(out / run.CHECKPOINTS, keep_last=settings.keep_last, say=say) as checkpoints,
         profiling.Tracer(out / run.PROFILE, this.profile) as tracer,
-        machine.Machine() as computer,
-        watchdog.Watchdog(settings.stuck_after_s, say) as dog,
+        machine.Machine(this.log.note) as computer,
+        watchdog.Watchdog(settings.stuck_after_s, this.log.warn) as dog,
         signals.StopSignals(say) as caught,
+        hosts.until_lost(),
     ):
         while not is_last and not is_told:
             done += 1
@@ -82,20 +84,29 @@ def train(
             values["time/total_s"] = time.monotonic() - started_s
             if evaluate is not None:
                 dog.beat(f"evaluating after step {done}")
-                values |= evaluate(dataclasses.replace(policy, params=state.params), done)
+                values |= evaluate(trained_policy(policy, state), done)
             score = best(values)
             values |= spikes(values) | computer.values()
             book.write(done, values)
             is_last = done == steps or best.is_over or (stop is not None and stop(done, values))
-            is_told = caught.name is not None  # asked once: a later signal waits for the next step
-            if is_last or is_told or best.is_new or done % settings.save_every == 0:
+            # Asked once: a later signal waits for the next step. Any process's signal counts, the first one's verdicts.
+            told = hosts.gather([caught.name, bool(is_last), best.is_new])
+            signal, (_, is_last, is_new) = next(filter(None, (one[0] for one in told)), None), told[0]
+            is_told = signal is not None
+            if is_last or is_told or is_new or done % settings.save_every == 0:
                 dog.beat(f"saving step {done}")
                 checkpoints.save(state, checkpoint.Record(done, this.about, stage.memory(done), score))
         dog.beat("writing the last checkpoint")
         checkpoints.wait()
-        if checkpoints.failure is not None:
-            raise InputError(checkpoints.failure)
+        for failure in filter(None, hosts.gather(checkpoints.failure)):
+            raise InputError(failure)
         if not is_last:
-            raise Stopped(f"{caught.name}: {done} of {steps} steps are saved in {out}; go on with --resume")
+            raise Stopped(f"{signal}: {done} of {steps} steps are saved in {out}; go on with --resume")
     say(f"{stage.name}: {done} steps, {stage.headline} {values.get(stage.headline, math.nan):.4g}, saved in {out}")
-    return dataclasses.replace(policy, params=state.params)
+    return trained_policy(policy, state)
+
+
+def _open_journal(stage: Stage, this: Run) -> journal.Journal | journal.Silence:
+    if not hosts.is_first():
+        return journal.Silence()
+    return journal.Journal(this.out, stage.name, stage.headline, this.config, this.log, start=this.start)

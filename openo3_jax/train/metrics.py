@@ -74,11 +74,13 @@ class Progress:
         self._bar.stop()
 
     def update(self, done: int, note: str) -> None:
-        self._bar.update(self._task, completed=done, note=note)
         now_s = time.monotonic()
+        rate = done / max(now_s - self._started_s, 1e-9)
+        note = ", ".join(filter(None, [note, f"{rate:.3g}/s"]))
+        self._bar.update(self._task, completed=done, note=note)
         is_due = now_s - self._reported_s >= REPORT_EVERY_S or done == self._total
         if not self._console.is_terminal and is_due:
             self._reported_s = now_s
-            left_s = (now_s - self._started_s) / done * (self._total - done)
-            line = f"{self._what}: {done}/{self._total} {note}, {left_s:.0f} s left"
+            left_s = (self._total - done) / rate
+            line = f"{self._what}: {done}/{self._total}, {note}, {left_s:.0f} s left"
             self._console.print(line, highlight=False, soft_wrap=True)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 import jax
 
-from openo3_jax.config import ModelConfig
+from openo3_jax import hosts
+from openo3_jax.config import LoRAConfig, ModelConfig
 from openo3_jax.errors import InputError
 from openo3_jax.models import flops
 from openo3_jax.types import VisionGrid
@@ -42,11 +43,14 @@ def parse_steps(text: str) -> Steps:
 
 
 class Tracer:
-    """Writes a trace of the chosen steps into `directory`, for XProf or Perfetto. A context manager."""
+    """Writes a trace of the chosen steps into `directory`, for XProf or Perfetto: of the first process.
+
+    A context manager.
+    """
 
     def __init__(self, directory: Path, wanted: Steps | None):
         self._directory = directory
-        self._wanted = wanted
+        self._wanted = wanted if hosts.is_first() else None
         self._is_on = False
 
     def __enter__(self) -> "Tracer":
@@ -89,24 +93,35 @@ def rates(model_flops: int, tokens: int, seconds: float) -> dict[str, float]:
     return values if peak is None else values | {"time/mfu": model_flops / seconds / peak}
 
 
-def sft_flops(config: ModelConfig, sizes: Iterable[tuple[int, int, Sequence[VisionGrid]]]) -> int:
+def sft_flops(
+    config: ModelConfig,
+    sizes: Iterable[tuple[int, int, Sequence[VisionGrid]]],
+    *,
+    lora: LoRAConfig | None = None,
+) -> int:
     """An update of stage one on samples of (tokens, targets, pictures), forward and backward; no recomputation."""
-    forward = sum(
-        flops.forward_flops(config, grids, prompt=length, targets=targets) for length, targets, grids in sizes
+    return sum(
+        flops.forward_flops(config, grids, prompt=length, targets=targets)
+        + flops.backward_flops(config, grids, prompt=length, targets=targets, lora=lora)
+        for length, targets, grids in sizes
     )
-    return (1 + flops.BACKWARD) * forward
 
 
 def gspo_flops(
-    config: ModelConfig, groups: Iterable[tuple[int, Sequence[int], Sequence[VisionGrid]]], *, scored: int
+    config: ModelConfig,
+    groups: Iterable[tuple[int, Sequence[int], Sequence[VisionGrid]]],
+    *,
+    scored: int,
+    lora: LoRAConfig | None = None,
 ) -> int:
     """A step of stage two on groups of (prompt tokens, tokens of each completion, pictures).
 
     Sampling is one forward, training one with its backward, and `scored` more are made by the reference and by the old
     policy.
     """
-    forward = sum(
-        flops.forward_flops(config, grids, prompt=prompt, completions=lengths, targets=sum(lengths))
-        for prompt, lengths, grids in groups
-    )
-    return (2 + flops.BACKWARD + scored) * forward
+    total = 0
+    for prompt, lengths, grids in groups:
+        sizes = {"prompt": prompt, "completions": lengths, "targets": sum(lengths)}
+        total += (2 + scored) * flops.forward_flops(config, grids, **sizes)
+        total += flops.backward_flops(config, grids, **sizes, lora=lora)
+    return total

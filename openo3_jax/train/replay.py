@@ -15,12 +15,13 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from openo3_jax import config as config_lib
+from openo3_jax import hosts
 from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import GSPOConfig, SFTConfig
 from openo3_jax.data import tokens
 from openo3_jax.errors import InputError
-from openo3_jax.models import qwen2_5_vl
+from openo3_jax.models import lora
 from openo3_jax.train import checkpoint, run, steps
 from openo3_jax.types import Batch, Rollouts, VisionBatch
 
@@ -41,10 +42,14 @@ def write_dump(
     step: int,
     values: Mapping[str, float],
 ) -> None:
-    """Batch and weights of an update into the directory `at`, which is made. `step`: from 0."""
-    at.mkdir(parents=True)
-    np.savez(at / ARRAYS, **_to_arrays(jax.device_get(batch)))
+    """Batch and weights of an update into the directory `at`, which is made. `step`: from 0. Every process calls it."""
+    arrays = _to_arrays(hosts.whole(batch))
+    if hosts.is_first():
+        at.mkdir(parents=True)
+        np.savez(at / ARRAYS, **arrays)
     checkpoint.save_params(at / WEIGHTS, params)
+    if not hosts.is_first():
+        return
     found = {name: repr(value) for name, value in values.items()}  # JSON has no nan
     about = {"stage": stage, "step": step + 1, "measured": found, "config": config_lib.to_json(config)}
     (at / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
@@ -67,21 +72,23 @@ def replay(dump: Path, *, mesh: Mapping[str, int] | Mesh | None = None) -> str:
         host = _from_arrays(Batch if is_sft else Rollouts, arrays, "")
     devices = mesh if isinstance(mesh, Mesh) else mesh_lib.make_mesh(mesh)
     processor = tokens.load_processor(home / run.MODEL_FILES)
-    graphdef, abstract = qwen2_5_vl.abstract_params(processor.config, devices)
+    graphdef, base, abstract = run.trained_part(home, processor.config, config, devices)
+    frozen = None if base is None else jax.tree.map(lambda x: x.astype(config.compute_dtype), base.params)
     params = checkpoint.read_params(dump / WEIGHTS, abstract, devices)
     batch = mesh_lib.shard_rows(host, devices)
-    reference = None if is_sft or config.kl_coef == 0 else _reference(home, config, devices)
+    reference = None if is_sft else _reference(home, config, devices)
 
     @jax.jit
     def again(params: nnx.State, batch: Batch | Rollouts) -> tuple[Any, nnx.State, Any]:
         def loss_of(params: nnx.State) -> tuple[Any, None]:
+            weights = lora.join(frozen, params)
             if is_sft:
-                return steps.sft_loss(graphdef, params, batch, config), None
-            return steps.gspo_loss(graphdef, params, reference, batch, config)[0], None
+                return steps.sft_loss(graphdef, weights, batch, config), None
+            return steps.gspo_loss(graphdef, weights, reference, batch, config)[0], None
 
         (loss, _), grads = jax.value_and_grad(loss_of, has_aux=True)(params)
         rows = batch if is_sft else batch.batch
-        return loss, grads, steps.score_batch(graphdef, params, rows, config).logp
+        return loss, grads, steps.score_batch(graphdef, lora.join(frozen, params), rows, config).logp
 
     loss, grads, logp = again(params, batch)
     rows = host if is_sft else host.batch
@@ -98,9 +105,11 @@ def replay(dump: Path, *, mesh: Mapping[str, int] | Mesh | None = None) -> str:
     return "\n".join(lines)
 
 
-def _reference(home: Path, config: GSPOConfig, devices: Mesh) -> nnx.State:
-    """The weights that stage two compared with, from where the run read them."""
+def _reference(home: Path, config: GSPOConfig, devices: Mesh) -> nnx.State | None:
+    """The weights that stage two compared with, from where the run read them; None as `TrainState.reference` is."""
     settings = json.loads((home / run.CONFIG).read_text())
+    if config.kl_coef == 0 or (config.lora is not None and settings["reference"] is None):
+        return None
     policy = policy_lib.load_pretrained(Path(settings["reference"] or settings["model"]), mesh=devices)
     return jax.tree.map(lambda x: jnp.asarray(x, config.compute_dtype), policy.params)
 

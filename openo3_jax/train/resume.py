@@ -9,6 +9,7 @@ from typing import Any
 
 import jax
 
+from openo3_jax import hosts
 from openo3_jax.config import GSPOConfig, SFTConfig, to_json
 from openo3_jax.data import loader
 from openo3_jax.errors import InputError
@@ -28,7 +29,8 @@ def describe(
 ) -> dict[str, Any]:
     """What a checkpoint says about its run, and what a run that goes on compares.
 
-    `records`: their hash. `reference`: weights that stage two starts from and compares with, None without a divergence.
+    `records`: their hash. `reference`: weights that stage two compares with, None where the state has no copy of them.
+    Where adapters are trained, `params` are what is frozen, and their checksum is kept.
     """
     kept = {name: value for name, value in to_json(config).items() if name not in FREE}
     shapes = {
@@ -37,15 +39,22 @@ def describe(
     }
     versions = {name: importlib.metadata.version(name) for name in VERSIONED}
     anchor = None if reference is None else state_lib.checksum(reference)
-    same = {"stage": stage, "config": kept, "records": records, "shapes": shapes, "reference": anchor}
+    frozen = None if config.lora is None else state_lib.checksum(params, config.compute_dtype)
+    same = {"stage": stage, "config": kept, "records": records, "shapes": shapes, "reference": anchor, "frozen": frozen}
     return {**same, "versions": versions}
 
 
 def find(out: Path, about: Mapping[str, Any], say: Callable[[str], None]) -> checkpoint.Record | None:
     """The record of the checkpoint to go on with, None if there is none yet.
 
+    Of several processes the first one looks.
     Raises: InputError if it is of another stage, config, data set or model, naming the first difference.
     """
+    found = hosts.first(lambda: _find(out, about, say))
+    return None if found is None else checkpoint.Record(*found)
+
+
+def _find(out: Path, about: Mapping[str, Any], say: Callable[[str], None]) -> checkpoint.Record | None:
     directory = out / run.CHECKPOINTS
     step = checkpoint.newest_good(directory, say)
     if step is None:
@@ -54,8 +63,8 @@ def find(out: Path, about: Mapping[str, Any], say: Callable[[str], None]) -> che
         return None
     record = checkpoint.read_record(directory, step)
     at = directory / str(step)
-    for name in ("stage", "records", "shapes", "reference", "config"):
-        difference = first_difference(record.about[name], about[name], name)
+    for name in ("stage", "records", "shapes", "reference", "frozen", "config"):
+        difference = first_difference(record.about.get(name), about.get(name), name)
         if difference is not None:
             raise InputError(f"{at}: {difference}; resume with what the run was started with, or start a new run")
     changed = first_difference(record.about["versions"], about["versions"], "versions")
@@ -75,10 +84,14 @@ def go_on(out: Path, record: checkpoint.Record | None, state: TrainState) -> Tra
     `state`: shapes and places of what is to be read. Nothing of what is cut off is needed again: it will be the same.
     """
     step = 0 if record is None else record.step
-    for name in LINES:
-        cut_back(out / name, step)
-    replay.remove_after(out, step)
-    checkpoint.set_aside(out / run.CHECKPOINTS, step, out / SET_ASIDE)
+
+    def cut() -> None:
+        for name in LINES:
+            cut_back(out / name, step)
+        replay.remove_after(out, step)
+        checkpoint.set_aside(out / run.CHECKPOINTS, step, out / SET_ASIDE)
+
+    hosts.together(lambda: cut() if hosts.is_first() else None)
     return state if record is None else checkpoint.restore(out / run.CHECKPOINTS, step, state)
 
 

@@ -7,6 +7,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from jaxtyping import Shaped
 
+from openo3_jax import hosts
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import GSPOConfig
 from openo3_jax.data import groups, packing
@@ -23,9 +24,12 @@ Reward = Callable[[Sequence, Sequence[str], float], Rewards]
 
 
 class Groups(NamedTuple):
-    """What a step sampled: completion g of prompt i at `[i][g]`, rewards flat in that order."""
+    """What a step sampled: completion g of prompt i at `[i][g]`, rewards flat in that order.
 
-    prompts: list[Prompt]
+    A prompt that could not be used is None; its completions are empty, its rewards 0, and nothing of it is kept.
+    """
+
+    prompts: list[Prompt | None]
     generations: Generations
     rewards: Rewards
     advantages: Advantages
@@ -55,7 +59,7 @@ class GrowingBucket:
 
 
 def prompt_seeds(seed: int, step: int, number: int) -> list[int]:
-    """A sampling seed for each prompt of a step, the same whatever was sampled before."""
+    """A sampling seed for each place of a step, the same whatever was sampled before."""
     return [int(np.random.default_rng([seed, step, place]).integers(2**31)) for place in range(number)]
 
 
@@ -83,45 +87,97 @@ def own_reward(function: Callable[[Sequence, Sequence[str]], Sequence[float]]) -
 
 
 def judge(
-    prompts: Sequence[Prompt], out: Generations, config: GSPOConfig, reward: Reward, progress: float
+    prompts: Sequence[Prompt | None], out: Generations, config: GSPOConfig, reward: Reward, progress: float
 ) -> tuple[Rewards, Advantages]:
     """Score every completion and compare it with its group, as `config.cut` says of those that the limit cut.
 
+    Each process scores the completions of its own prompts; all of them get all rewards.
     Raises: InputError for a reward that is not finite, naming the record and the completion.
     """
     group = config.sampling.num_samples
-    records = [prompt.record for prompt in prompts for _ in range(group)]
-    texts = [text for row in out.texts for text in row]
-    rewards = reward(records, texts, progress)
-    for place in np.flatnonzero(~np.isfinite(rewards.total))[:1]:
-        index = prompts[place // group].index
-        raise InputError(
-            f"reward: {rewards.total[place]} for record {index}, completion {texts[place]!r:.80}; expected a finite "
-            "number; give 0 where nothing can be said"
-        )
-    total = np.asarray(rewards.total, np.float32).reshape(len(prompts), group)
+    own = [place for place, prompt in enumerate(prompts) if prompt is not None and prompt.is_own]
+    _, parts = hosts.together(lambda: _score(prompts, own, out, reward, progress), lambda scored: scored)
+    rewards = _join(parts, len(prompts), group)
+    total = rewards.total.reshape(len(prompts), group)
     finished = np.array(out.finished)
     if config.cut == "zero":
         total = np.where(finished, total, np.float32(0))
-    valid = finished if config.cut == "drop" else np.ones_like(finished)
+    is_there = np.array([prompt is not None for prompt in prompts])
+    valid = finished & is_there[:, None] if config.cut == "drop" else np.broadcast_to(is_there[:, None], finished.shape)
     advantages = rubric.advantages(total, config.advantages, valid)
     return rewards, Advantages(*map(np.asarray, advantages))
+
+
+def _score(
+    prompts: Sequence[Prompt | None], own: list[int], out: Generations, reward: Reward, progress: float
+) -> dict[str, Any]:
+    """The rewards of the prompts in the places `own`, as JSON has them."""
+    records = [prompts[place].record for place in own for _ in out.texts[place]]
+    texts = [text for place in own for text in out.texts[place]]
+    if not own:
+        return {"places": [], "total": [], "terms": {}, "applies": {}}
+    rewards = reward(records, texts, progress)
+    for number in np.flatnonzero(~np.isfinite(rewards.total))[:1]:
+        index = prompts[own[number // len(out.texts[0])]].index
+        raise InputError(
+            f"reward: {rewards.total[number]} for record {index}, completion {texts[number]!r:.80}; expected a finite "
+            "number; give 0 where nothing can be said"
+        )
+    terms = {name: np.asarray(values, np.float32).tolist() for name, values in rewards.terms.items()}
+    applies = {name: np.asarray(values).tolist() for name, values in rewards.applies.items()}
+    return {
+        "places": own,
+        "total": np.asarray(rewards.total, np.float32).tolist(),
+        "terms": terms,
+        "applies": applies,
+    }
+
+
+def _join(parts: Sequence[Mapping[str, Any]], num_prompts: int, group: int) -> Rewards:
+    """What the processes have scored, each its own prompts; 0 for a prompt that no one has."""
+    names = dict.fromkeys(name for part in parts for name in part["terms"])
+
+    def fill(read: Callable[[Mapping[str, Any]], Sequence], dtype: type) -> np.ndarray:
+        values = np.zeros((num_prompts, group), dtype)
+        for part in parts:
+            if part["places"]:
+                values[part["places"]] = np.asarray(read(part), dtype).reshape(-1, group)
+        return values.reshape(-1)
+
+    return Rewards(
+        terms={name: fill(lambda part, name=name: part["terms"][name], np.float32) for name in names},
+        applies={name: fill(lambda part, name=name: part["applies"][name], bool) for name in names},
+        total=fill(lambda part: part["total"], np.float32),
+    )
 
 
 def make_rollouts(policy: Policy, sampled: Groups, rows: slice, config: GSPOConfig, bucket: GrowingBucket) -> Rollouts:
     """The groups of some prompts as arrays on the devices, one row for each; `old_logp` is the sampler's.
 
-    Rows are those of a full minibatch: what is missing is padding.
+    Rows are those of a full minibatch: what is missing is padding. Of several processes each makes those it holds.
     """
-    samples = [prompt.sample for prompt in sampled.prompts[rows]]
-    tokens = sampled.generations.tokens[rows]
+    prompts, tokens, logps = sampled.prompts[rows], sampled.generations.tokens[rows], sampled.generations.logp[rows]
     num_rows = policy.round_rows(config.batch_size // config.minibatches)
-    shape = bucket(groups.group_bucket(samples, tokens, policy.config.vision, num_rows=num_rows))
-    batch, completion = groups.make_group_batch(samples, tokens, shape, policy.config, pad_id=policy.processor.pad_id)
-    logp = groups.spread(sampled.generations.logp[rows], completion.shape)
+    there = [(prompt.room, group) for prompt, group in zip(prompts, tokens, strict=True) if prompt is not None]
+    shape = bucket(groups.group_bucket(*zip(*there, strict=True), policy.config.vision, num_rows=num_rows))
+    own = mesh_lib.row_share(policy.mesh).rows(num_rows)
+
+    def mine(values: Sequence[Any], missing: Any) -> list[Any]:
+        """The values of the rows that this process holds."""
+        return [values[row] if row < len(values) else missing for row in own]
+
+    samples = mine([None if prompt is None else prompt.sample for prompt in prompts], None)
+    batch, completion = groups.make_group_batch(
+        samples,
+        mine(tokens, []),
+        dataclasses.replace(shape, rows=len(own)),
+        policy.config,
+        pad_id=policy.processor.pad_id,
+    )
+    logp = groups.spread(mine(logps, []), completion.shape)
 
     def pad(values: Shaped[np.ndarray, "prompts group"]) -> Shaped[np.ndarray, "rows group"]:
-        return np.pad(values, ((0, num_rows - len(values)), (0, 0)))
+        return np.pad(values, ((0, num_rows - len(values)), (0, 0)))[own]
 
     rollouts = Rollouts(
         batch=batch,
@@ -140,21 +196,24 @@ def summarize(sampled: Groups) -> dict[str, float]:
     `all_wrong`: share of groups without a reward above 1, `all_right`: of those without one below 2.
     Source: src/r1-v/src/open_r1/trainer/grpo_trainer.py:710-738.
     """
-    rewards, finished = sampled.rewards, np.array(sampled.generations.finished)
-    total = np.asarray(rewards.total).reshape(finished.shape)
-    lengths = [len(tokens) for group in sampled.generations.tokens for tokens in group]
-    task = np.array([prompt.record["task"] for prompt in sampled.prompts for _ in range(finished.shape[1])])
+    rewards, there = sampled.rewards, [place for place, prompt in enumerate(sampled.prompts) if prompt is not None]
+    finished = np.array(sampled.generations.finished)
+    group = finished.shape[1]
+    total = np.asarray(rewards.total).reshape(finished.shape)[there]
+    lengths = [len(tokens) for place in there for tokens in sampled.generations.tokens[place]]
+    tasks = [None if prompt is None else prompt.record["task"] for prompt in sampled.prompts for _ in range(group)]
+    task = np.array(tasks, object)
     values = {
         "reward/total": float(total.mean()),
-        "reward/group_std": float(sampled.advantages.std.mean()),
+        "reward/group_std": float(sampled.advantages.std[there].mean()),
         "gspo/length": float(np.mean(lengths)),
-        "gspo/cut": float(1 - finished.mean()),
-        "gspo/kept": float(sampled.advantages.keep.mean()),
+        "gspo/cut": float(1 - finished[there].mean()),
+        "gspo/kept": float(sampled.advantages.keep[there].mean()),
         "gspo/all_wrong": float((total.max(1) <= 1).mean()),
         "gspo/all_right": float((total.min(1) >= 2).mean()),
         "gspo/all_equal": float((total.max(1) == total.min(1)).mean()),
     }
-    for name in np.unique(task):
+    for name in sorted({name for name in tasks if name is not None}):
         of_task = task == name
         slug = str(name).replace(" ", "_")
         values[f"reward/total/{slug}"] = float(rewards.total[of_task].mean())

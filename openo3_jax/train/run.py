@@ -1,22 +1,28 @@
 """The directory of a run: what is written first, and the policy that can be read back from it."""
 
+import dataclasses
 import json
 import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import Mesh
 
 from openo3_jax import config as config_lib
+from openo3_jax import hosts
 from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
-from openo3_jax.config import GSPOConfig, SFTConfig, VideoConfig
+from openo3_jax.config import GSPOConfig, ModelConfig, SFTConfig
 from openo3_jax.data import tokens
 from openo3_jax.errors import InputError
-from openo3_jax.models import qwen2_5_vl
+from openo3_jax.models import lora, peft_files, qwen2_5_vl
 from openo3_jax.train import checkpoint
+from openo3_jax.train import state as state_lib
 
 CONFIG = "config.json"  # the resolved settings
 METRICS = "metrics.jsonl"
@@ -43,18 +49,39 @@ def check_resumable(out: Path) -> None:
 
 
 def create(
-    out: Path, policy: policy_lib.Policy, stage: Literal["sft", "gspo"], config: SFTConfig | GSPOConfig, **more: Any
+    out: Path,
+    policy: policy_lib.Policy,
+    stage: Literal["sft", "gspo"],
+    config: SFTConfig | GSPOConfig,
+    *,
+    model: Path,
+    reference: Path | None = None,
 ) -> None:
-    """Write everything that is known before the first step; config.json, with `more`, is the last of it."""
+    """Write everything that is known before the first step; config.json is the last of it.
+
+    `model`, `reference`: the directories that `policy` and the reference of stage two were read from. Of several
+    processes the first one writes, and the others wait for it.
+    """
+    hosts.together(lambda: _create(out, policy, stage, config, model, reference) if hosts.is_first() else None)
+
+
+def _create(
+    out: Path,
+    policy: policy_lib.Policy,
+    stage: Literal["sft", "gspo"],
+    config: SFTConfig | GSPOConfig,
+    model: Path,
+    reference: Path | None,
+) -> None:
     files = out / MODEL_FILES
     files.mkdir(parents=True, exist_ok=True)
     policy_lib.copy_model_files(policy.directory, files)
     settings = {
-        "model": str(policy.directory),
+        "model": str(model.absolute()),
+        "reference": None if reference is None else str(reference.absolute()),
         "stage": stage,
         "config": config_lib.to_json(config),
         "dtypes": {key: dtype.name for key, dtype in policy.dtypes.items()},
-        **more,
     }
     partial = out / f"{CONFIG}.partial"
     partial.write_text(json.dumps(settings, indent=2) + "\n")
@@ -73,20 +100,65 @@ def load_config(file: Path, stage: Literal["sft", "gspo"]) -> SFTConfig | GSPOCo
 
 
 def load(directory: Path, *, mesh: Mapping[str, int] | Mesh | None = None) -> policy_lib.Policy:
-    """The policy of the newest checkpoint, float32. Raises InputError if this is no run or has no checkpoint."""
+    """The policy of the newest checkpoint, float32. Raises InputError if this is no run or has no checkpoint.
+
+    Of a run that trained adapters they are in the checkpoint, and the model that it started from is read again.
+    """
     if not (directory / CONFIG).is_file():
         raise InputError(f"{directory}: no {CONFIG}; expected the directory of a training run")
     settings = json.loads((directory / CONFIG).read_text())
+    config = load_config(directory / CONFIG, settings["stage"])
     processor = tokens.load_processor(directory / MODEL_FILES)
     devices = mesh if isinstance(mesh, Mesh) else mesh_lib.make_mesh(mesh)
-    graphdef, abstract = qwen2_5_vl.abstract_params(processor.config, devices)
+    graphdef, base, abstract = trained_part(directory, processor.config, config, devices)
+    params = checkpoint.load_params(directory / CHECKPOINTS, abstract, devices)
+    if base is not None:
+        _check_base(directory, base, config)
+        return dataclasses.replace(base, graphdef=graphdef, params=lora.join(base.params, params))
     return policy_lib.Policy(
         graphdef=graphdef,
-        params=checkpoint.load_params(directory / CHECKPOINTS, abstract, devices),
+        params=params,
         mesh=devices,
         processor=processor,
         directory=directory / MODEL_FILES,
         dtypes={key: jnp.dtype(name) for key, name in settings["dtypes"].items()},
-        video=config_lib.from_json(VideoConfig, settings["config"]["video"], str(directory / CONFIG)),
+        video=config.video,
         video_mode="frames",
     )
+
+
+def trained_part(
+    directory: Path, model: ModelConfig, config: SFTConfig | GSPOConfig, mesh: Mesh
+) -> tuple[nnx.GraphDef, policy_lib.Policy | None, nnx.State]:
+    """Definition of a run's model, its base where adapters are trained, and shapes of what is trained."""
+    if config.lora is None:
+        graphdef, abstract = qwen2_5_vl.abstract_params(model, mesh)
+        return graphdef, None, abstract
+    base = policy_lib.load_pretrained(_source(directory), mesh=mesh, video=config.video)
+    attach = partial(lora.attach, base.graphdef, config=config.lora, seed=config.seed)
+    graphdef, abstract = jax.eval_shape(attach, base.params)
+    return graphdef, base, abstract
+
+
+def save_adapter(directory: Path, out: Path) -> None:
+    """Write the adapters of a run as `peft` reads them. Raises: InputError if it has none, or none that stand alone."""
+    if peft_files.is_adapter(_source(directory)):
+        raise InputError(
+            f"{directory}: was started from {_source(directory)}, an adapter itself, and peft adds one to a whole "
+            "model; export without --adapter"
+        )
+    load(directory).save_adapter(out)
+
+
+def _source(directory: Path) -> Path:
+    """What a run started from."""
+    return Path(json.loads((directory / CONFIG).read_text())["model"])
+
+
+def _check_base(directory: Path, base: policy_lib.Policy, config: SFTConfig | GSPOConfig) -> None:
+    checkpoints = directory / CHECKPOINTS
+    expected = checkpoint.read_record(checkpoints, checkpoint.finished(checkpoints)[-1]).about["frozen"]
+    if state_lib.checksum(base.params, config.compute_dtype) != expected:
+        raise InputError(
+            f"{_source(directory)}: has other weights than when {directory} trained adapters on it; put them back"
+        )

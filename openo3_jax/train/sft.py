@@ -8,11 +8,12 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
+from openo3_jax import hosts
 from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import SFTConfig
 from openo3_jax.data import annotations, pipeline, plan, prompts
-from openo3_jax.train import ahead, guards, loop, profiling, run, runlog, steps
+from openo3_jax.train import ahead, guards, journal, loop, profiling, run, runlog, steps
 from openo3_jax.train import resume as resume_lib
 from openo3_jax.train import state as state_lib
 from openo3_jax.train.state import TrainState
@@ -42,24 +43,34 @@ def run_sft(
     Raises: InputError for an `out` that is not empty, bad records or media, a loss that is not finite, a run with other
     settings, data or model to resume; Stopped after a signal, with the state saved.
     """
-    run.check_resumable(out) if resume else run.check_new(out)
     log = runlog.RunLog(out)
-    records = annotations.load_stage(data, "sft")
-    wording = prompts.load_prompts(prompts_file)
-    policy = policy_lib.load_pretrained(model, mesh=mesh, video=config.video)
+
+    def read() -> tuple[list[annotations.Record], prompts.Prompts, policy_lib.Policy]:
+        run.check_resumable(out) if resume else run.check_new(out)
+        records, wording = annotations.load_stage(data, "sft"), prompts.load_prompts(prompts_file)
+        return (
+            records,
+            wording,
+            policy_lib.load_pretrained(model, dtype=state_lib.load_dtype(config), mesh=mesh, video=config.video),
+        )
+
+    (records, wording, policy), _ = hosts.together(read)
     about = resume_lib.describe("sft", config, plan.data_hash(records), policy.params)
     found = resume_lib.find(out, about, log.say) if resume else None
+    journal.check(config.run)
     state = state_lib.make_state(policy, config) if found is None else state_lib.resume_state(policy, config)
     policy = policy.without_weights()  # the state has its own copy; the loaded one may go
     ways = policy.round_rows(1)
     with pipeline.Samples(records, data, "sft", policy.processor, config, wording) as samples:
-        batches = pipeline.SFTBatches(samples, policy.processor, config, rows_multiple=ways)
+        share = mesh_lib.row_share(policy.mesh)
+        batches = pipeline.SFTBatches(samples, policy.processor, config, rows_multiple=ways, share=share)
         start = 0 if found is None else batches.step_of(resume_lib.position(found))
         if start < config.steps:
-            batches(start)  # media that cannot be read are named before anything is written
-        run.create(out, policy, "sft", config)
+            hosts.together(lambda: batches(start))  # media that cannot be read are named before anything is written
+        run.create(out, policy, "sft", config, model=model)
         state = resume_lib.go_on(out, found, state)
-        samples.bad.write_to(out / run.BAD_SAMPLES)
+        if hosts.is_first():
+            samples.bad.write_to(out / run.BAD_SAMPLES)
         if start < config.steps:
             shapes = ", ".join(f"{shape.rows} x {shape.seq} ({shape.patches})" for shape in batches.shapes)
             log.say(f"sft: rows x tokens (patches) of the batches: {shapes}")
@@ -85,15 +96,28 @@ class _SFT:
         self._on_devices = on_devices
         self._policy = policy
         self._guard = guard
+        self._lora = config.lora
         self._step = steps.make_sft_step(config)
 
     def memory(self, step: int) -> dict[str, Any]:
         return {"position": self._batches.state(step)._asdict()}
 
+    def _batch(self, step: int) -> Batch:
+        """The batch of a step; which of its records could not be used is then known to every process."""
+
+        def tell(_: Batch) -> list[tuple[int, str]]:
+            return list(self._batches.bad(step).items())
+
+        batch, bad = hosts.together(lambda: self._on_devices(step), tell)
+        others = {index: reason for part in bad for index, reason in part}
+        if others:
+            hosts.together(lambda: self._batches.note_bad(others))
+        return batch
+
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:
         started_s = time.monotonic()
         with jax.profiler.TraceAnnotation("data"):
-            batch = self._on_devices(step)
+            batch = self._batch(step)
         ready_s = time.monotonic()
         with jax.profiler.TraceAnnotation("update"):
             state, measured = self._step(state, batch)
@@ -101,7 +125,7 @@ class _SFT:
         done_s = time.monotonic()
         is_made = self._guard(state, batch, step, values)
         sizes = self._batches.sizes(step)
-        work = profiling.sft_flops(self._policy.config, sizes)
+        work = profiling.sft_flops(self._policy.config, sizes, lora=self._lora)
         rates = profiling.rates(work, sum(size.tokens for size in sizes), done_s - started_s)
         times = {"time/data_s": ready_s - started_s, "time/step_s": done_s - ready_s}
         named = {f"sft/{name}": value for name, value in values.items()}

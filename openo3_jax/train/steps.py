@@ -9,7 +9,7 @@ from flax import nnx
 
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import GSPOConfig, SFTConfig
-from openo3_jax.models import attention
+from openo3_jax.models import attention, lora
 from openo3_jax.train import losses, policy_loss
 from openo3_jax.train import optimizer as optimizer_lib
 from openo3_jax.train.state import TrainState
@@ -44,7 +44,10 @@ def make_sft_step(config: SFTConfig) -> Callable[[TrainState, Batch], tuple[Trai
     """
 
     def sft_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        loss, grads = jax.value_and_grad(lambda params: sft_loss(state.graphdef, params, batch, config))(state.params)
+        def loss_of(params: nnx.State) -> Array:
+            return sft_loss(state.graphdef, lora.join(state.frozen, params), batch, config)
+
+        loss, grads = jax.value_and_grad(loss_of)(state.params)
         state, metrics = _update(state, grads, loss, config)
         return state, {"loss": loss, **metrics, "targets": (batch.target_slots >= 0).sum()}
 
@@ -54,9 +57,16 @@ def make_sft_step(config: SFTConfig) -> Callable[[TrainState, Batch], tuple[Trai
 def gspo_loss(
     graphdef: nnx.GraphDef, params: nnx.State, reference: nnx.State | None, rollouts: Rollouts, config: GSPOConfig
 ) -> tuple[Array, Metrics]:
-    """The policy loss of the rollouts and what to log of it; no gradient reaches the reference."""
+    """The policy loss of the rollouts and what to log of it; no gradient reaches the reference.
+
+    `params`: all weights. `reference`: with adapters and a divergence, None stands for the weights without them.
+    """
     scores = score_batch(graphdef, params, rollouts.batch, config)
-    reference_logp = None if reference is None else score_batch(graphdef, reference, rollouts.batch, config).logp
+    base = graphdef
+    if config.lora is not None and config.kl_coef > 0:
+        base, frozen = lora.detach(graphdef, params)
+        reference = frozen if reference is None else reference
+    reference_logp = None if reference is None else score_batch(base, reference, rollouts.batch, config).logp
     parts = policy_loss.policy_loss(
         scores.logp,
         rollouts.old_logp,
@@ -89,7 +99,8 @@ def make_gspo_step(config: GSPOConfig) -> Callable[[TrainState, Rollouts], tuple
 
     def gspo_step(state: TrainState, rollouts: Rollouts) -> tuple[TrainState, Metrics]:
         def loss_of(params: nnx.State) -> tuple[Array, Metrics]:
-            return gspo_loss(state.graphdef, params, state.reference, rollouts, config)
+            weights = lora.join(state.frozen, params)
+            return gspo_loss(state.graphdef, weights, state.reference, rollouts, config)
 
         grads, parts = jax.grad(loss_of, has_aux=True)(state.params)
         state, metrics = _update(state, grads, parts["loss"], config)
@@ -100,7 +111,7 @@ def make_gspo_step(config: GSPOConfig) -> Callable[[TrainState, Rollouts], tuple
 
 def make_score_step(config: GSPOConfig) -> Callable[[TrainState, Batch], Array]:
     """The jitted forward of training: log-probability of every target, nats, for `old_logp="recompute"`."""
-    return jax.jit(lambda state, batch: score_batch(state.graphdef, state.params, batch, config).logp)
+    return jax.jit(lambda state, batch: score_batch(state.graphdef, state.weights, batch, config).logp)
 
 
 @jax.named_scope("optimizer")
@@ -114,7 +125,7 @@ def _update(state: TrainState, grads: nnx.State, loss: Array, config: Config) ->
     old = state.step, state.params, state.opt_state
     made = state.step + 1, optax.apply_updates(state.params, updates), opt_state
     kept = jax.tree.map(lambda new, before: jnp.where(finite, new, before), made, old)
-    new = TrainState(*kept, state.reference, state.graphdef)
-    mesh = nnx.merge(state.graphdef, state.params).mesh
+    new = TrainState(*kept, state.reference, state.graphdef, state.frozen)
+    mesh = nnx.merge(state.graphdef, state.weights).mesh
     metrics = {"grad_norm": norm, "learning_rate": jnp.asarray(schedule(state.step))}
     return jax.lax.with_sharding_constraint(new, mesh_lib.state_shardings(new, mesh)), metrics

@@ -187,6 +187,24 @@ def test_every_kind_of_trouble_is_found_and_mended(root, tmp_path, capsys):
         check.check_root(root, jobs=1, fix=fixed)
 
 
+def test_null_key_items_stay_as_released_in_the_mended_copy(root, tmp_path):
+    def change(records):
+        next(r for r in records if r["task"] == STR)["key_items"] = None
+
+    edit(root, "rl", change)
+    report = check.check_root(root, jobs=1, fix=tmp_path / "fixed")
+    assert report.problems == [] and [f.field for f in report.findings] == ["key_items"]
+    assert (tmp_path / "fixed" / "changes.jsonl").read_text() == ""
+    released, fixed = (annotations.load_list(annotations.stage_file(at, "rl")) for at in (root, tmp_path / "fixed"))
+    assert fixed == released
+
+
+@pytest.mark.parametrize("name", ["absent/found.jsonl", "."])
+def test_findings_that_could_not_be_written_are_not_looked_for(name, root, tmp_path, capsys):
+    assert cli.main(["data", "check", str(root), "--json", str(tmp_path / name), "--fix", str(tmp_path / "f")]) == 2
+    assert "cannot be written" in capsys.readouterr().err and not (tmp_path / "f").exists()
+
+
 def test_an_espresso_clip_in_its_second_place_is_a_note(root):
     def change(records):
         record = next(r for r in records if r["task"] == STR)

@@ -91,6 +91,7 @@ BAD = {  # what is changed in which line, and what is said
     "two media": ("visual QA", {"video": "clips/a.mp4"}, "either video or image"),
     "out of the media": ("temporal QA", {"video": "../secret.mp4"}, "without '..'"),
     "missing": ("temporal QA", {"video": "clips/b.mp4"}, "no such file"),
+    "nothing asked": ("temporal QA", {"question": " "}, "question is missing"),
     "wrong type": ("temporal QA", {"question": 3}, "of the wrong type"),
 }  # fmt: skip
 
@@ -102,4 +103,19 @@ def test_mistakes_are_named_with_their_line(name, source):
     with pytest.raises(InputError, match=says) as caught:
         convert.convert_file(source / "in" / "qa.jsonl", source / "out", media_root=source / "in", name="zoo")
     assert str(caught.value).startswith(f"{source / 'in' / 'qa.jsonl'}:2: ")
-    assert not (source / "out" / "json_data").exists()
+    assert not (source / "out").exists()
+
+
+def test_a_name_stays_inside_the_data_root(source):
+    with pytest.raises(InputError, match=r"name='\.\./zoo': expected letters"):
+        convert.convert_file(source / "in" / "qa.jsonl", source / "out", media_root=source / "in", name="../zoo")
+    assert not (source / "out").exists()
+
+
+def test_a_picture_without_boxes_is_for_stage_one(source):
+    write(source, [{"image": "a.png", "question": "What?", "answer": "A wall"}])
+    convert.convert_file(source / "in" / "qa.jsonl", source / "out", media_root=source / "in", name="zoo")
+    assert check.check_root(source / "out", jobs=1).findings == []
+    assert annotations.load_stage(source / "out", "rl") == []
+    (record,) = annotations.load_stage(source / "out", "sft")
+    assert (record["answer"], record["reasoning_process"]) == ("A wall", "The picture shows it: A wall.")

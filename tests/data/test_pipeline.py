@@ -17,6 +17,7 @@ from data.test_hostile import children
 from openo3_jax import recipes, tiny
 from openo3_jax.data import annotations, loader, packing, pipeline, plan, prompts, synthetic, tiny_tokenizer, tokens
 from openo3_jax.errors import InputError
+from openo3_jax.types import RowShare
 
 NUM = 20
 CONFIG = dataclasses.replace(recipes.demo_sft(), steps=12, batch_size=4, max_row_tokens=1024, seed=5, workers=2)
@@ -51,9 +52,7 @@ class Run:
         records = annotations.load_stage(root, "sft")
         wording = prompts.load_prompts()
         self.samples = pipeline.Samples(records, root, "sft", processor, config, wording, bad_file=bad_file)
-        self.batches = pipeline.SFTBatches(
-            self.samples, processor, config, **{"rows_multiple": 2, "process": (0, 1)} | settings
-        )
+        self.batches = pipeline.SFTBatches(self.samples, processor, config, **{"rows_multiple": 2} | settings)
 
     def __enter__(self):
         return self
@@ -141,7 +140,7 @@ def test_processes_share_a_batch_in_equal_parts(count, root, processor):
         expected = [whole.batches(step) for step in range(3)]
     parts = []
     for index in range(count):
-        with Run(root, processor, rows_multiple=4, process=(index, count)) as run:
+        with Run(root, processor, rows_multiple=4, share=RowShare(count, (index,), (index,))) as run:
             parts.append([run.batches(step) for step in range(3)])
             read = set(run.samples._kept)
             assert len(read) < NUM  # the others' records are not read
@@ -150,11 +149,6 @@ def test_processes_share_a_batch_in_equal_parts(count, root, processor):
         assert len({batch.tokens.shape for batch in mine}) == 1
         joined = jax.tree.map(lambda *rows: np.concatenate(rows), *mine)
         assert equal(joined, expected[step])
-
-
-def test_processes_that_cannot_share_equally_are_refused(root, processor):
-    with pytest.raises(InputError, match=r"3 processes cannot share rows in multiples of 4"):
-        Run(root, processor, rows_multiple=4, process=(0, 3))
 
 
 def test_samples_are_those_of_transforms(root, processor):

@@ -133,6 +133,17 @@ def test_bad_records_are_left_out_and_named(tmp_path):
     assert broken["id"] not in [record["id"] for record in annotations.load_stage(tmp_path / "out", "sft")]
 
 
+def test_a_share_of_bad_records_is_a_share(root, tmp_path):  # noqa: F811
+    with pytest.raises(InputError, match=r"max_bad_fraction=2; expected a share in \[0, 1\)"):
+        run_prepare(root, tmp_path / "out", max_bad_fraction=2.0)
+    assert not (tmp_path / "out").exists()
+
+
+def test_nothing_but_the_set_is_left(raw):
+    names = {"json_data", "manifest.json", "sizes-sft.jsonl", "sizes-rl.jsonl", "stgr"}
+    assert {path.name for path in raw.iterdir()} == names
+
+
 def test_other_settings_and_records_are_refused(raw):
     config = dataclasses.replace(CONFIG.video, max_frames=6)
     with pytest.raises(InputError, match=r"was prepared with max_frames=8, not 6"):

@@ -9,12 +9,12 @@ import pytest
 import small
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import AdvantageConfig, GSPOConfig, OptimizerConfig, SamplingConfig
-from openo3_jax.data import groups, rl_prompts
+from openo3_jax.data import groups, packing, rl_prompts
 from openo3_jax.errors import InputError
 from openo3_jax.models import qwen2_5_vl
 from openo3_jax.policy import Generations
 from openo3_jax.rewards.score import Rewards
-from openo3_jax.train import rollout, state, steps
+from openo3_jax.train import gspo, rollout, state, steps
 from openo3_jax.types import Rollouts
 
 # ---- one row for a group, or a row each ----
@@ -162,6 +162,22 @@ def test_the_ratio_of_the_first_update_is_one(policy):
     assert abs(parts["ratio"] - 1) < 1e-4
     logp = np.asarray(steps.make_score_step(config)(state.make_state(policy, config), rollouts.batch))
     np.testing.assert_allclose(logp, rollouts.sampled_logp, atol=1e-4)
+
+
+def test_padding_is_what_the_rows_leave_empty(policy):
+    config = dataclasses.replace(STEP, batch_size=3, minibatches=3, sampling=SAMPLING)
+    prompts = [
+        prompt._replace(size=packing.size_of(prompt.sample, "assistant", -1)) for prompt in ask(policy, *QUESTIONS)
+    ]
+    out = policy.continue_samples([prompt.sample for prompt in prompts], SAMPLING, [5, 6, 7])
+    sampled = rollout.Groups(prompts, out, *rollout.judge(prompts, out, config, give_nothing, 1.0))
+    kept, bucket = [slice(0, 1), slice(1, 2)], rollout.GrowingBucket()  # of the third nothing is kept
+    batches = [rollout.make_rollouts(policy, sampled, rows, config, bucket) for rows in kept]
+    found = gspo._padding(sampled, kept, batches)
+    empty = np.concatenate([np.asarray(one.batch.segments == 0).ravel() for one in batches])
+    hollow = np.concatenate([np.asarray(one.batch.vision.frame_slots < 0).ravel() for one in batches])
+    assert found == pytest.approx({"data/token_waste": empty.mean(), "data/patch_waste": hollow.mean()})
+    assert gspo._padding(sampled, [], []) == {}
 
 
 def test_sampled_tokens_follow_the_models_distribution(policy):

@@ -147,6 +147,15 @@ def test_time_left_by_hand(monkeypatch):
         assert shown.line(15, VALUES) == "sft: 15/1815 sft/loss 1.5, 2.00 s/step, 1:00:00 left"
 
 
+def test_progress_has_a_rate_and_the_time_left(monkeypatch, capsys):
+    """20 of 50 files in 4 s."""
+    now = iter([100.0, 104.0])
+    monkeypatch.setattr(metrics.time, "monotonic", lambda: next(now))
+    with metrics.Progress("check", 50) as bar:
+        bar.update(20, "1 failed")
+    assert capsys.readouterr().err == "check: 20/50, 1 failed, 5/s, 6 s left\n"
+
+
 def test_the_log_has_no_terminal_codes(tmp_path, policy):
     log = runlog.RunLog(tmp_path)
     log.console = rich.console.Console(force_terminal=True, file=open(os.devnull, "w"))  # noqa: SIM115

@@ -10,6 +10,7 @@ import signal
 import time
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
 import tiny_runs
@@ -54,9 +55,10 @@ def weights(run: Path) -> dict[str, np.ndarray]:
     import orbax.checkpoint as ocp
 
     step = checkpoint.finished(run / "checkpoints")[-1]
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])  # for arrays of processes that are no more
+    item = ocp.args.StandardRestore(fallback_sharding=here)
     with ocp.Checkpointer(ocp.CompositeCheckpointHandler()) as reader:
-        items = ocp.args.Composite(params=ocp.args.StandardRestore(), optimizer=ocp.args.StandardRestore())
-        read = reader.restore(run / "checkpoints" / str(step), items)
+        read = reader.restore(run / "checkpoints" / str(step), ocp.args.Composite(params=item, optimizer=item))
     return {f"{item}{path}": np.asarray(value) for item in read for path, value in read[item].items()}
 
 

@@ -3,12 +3,17 @@
 A root holds data/, model/, sft.json and gspo.json as `prepare` writes them.
 """
 
+import atexit
+import ctypes
 import dataclasses
 import hashlib
 import json
 import os
+import signal
+import socket
 import subprocess
 import sys
+import traceback
 from pathlib import Path
 
 import jax
@@ -43,10 +48,10 @@ GSPO = dataclasses.replace(
 CONFIGS = {"sft": SFT, "gspo": GSPO}
 
 
-def prepare(root: Path) -> Path:
+def prepare(root: Path, *, layers: int = 2) -> Path:
     """Six records of each stage and a model with random weights."""
     synthetic.write_dataset(root / "data", num_train=6, seed=0)
-    tiny.init_tiny(root / "model", hidden_size=64, layers=2)
+    tiny.init_tiny(root / "model", hidden_size=64, layers=layers)
     for stage, config in CONFIGS.items():
         (root / f"{stage}.json").write_text(json.dumps({"stage": stage, "config": dataclasses.asdict(config)}))
     return root
@@ -70,14 +75,30 @@ class Server:
         }
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
         self._process = subprocess.Popen([sys.executable, __file__], env=env, text=True, **pipes)
+        self._running: set[int] = set()
 
-    def start(self, stage: str, root: Path, out: Path, *more: str) -> int:
-        """The id of the new process; its stderr is appended to `out`.err."""
-        return self._ask("start", stage, str(root), str(out), *more)
+    def start(self, stage: str, root: Path, out: Path, *more: str, devices: int = 1, name: str = "") -> int:
+        """The id of the new process; its stderr is appended to `out`NAME.err."""
+        pid = self._ask("start", devices, name, stage, str(root), str(out), *more)
+        self._running.add(pid)
+        return pid
+
+    def start_together(self, number: int, stage: str, root: Path, out: Path, *more: str, devices: int = 1) -> list[int]:
+        """So many processes of one run; stderr of process i is in `out`-i.err."""
+        with socket.socket() as free:
+            free.bind(("localhost", 0))
+            place = f"localhost:{free.getsockname()[1]}"
+        flags = [f"--coordinator={place}", f"--num-processes={number}"]
+        return [
+            self.start(stage, root, out, *more, *flags, f"--process-id={i}", devices=devices, name=f"-{i}")
+            for i in range(number)
+        ]
 
     def wait(self, pid: int) -> int:
         """Exit code; minus the signal that ended it."""
-        return self._ask("wait", pid)
+        code = self._ask("wait", pid)
+        self._running.discard(pid)
+        return code
 
     def run(self, stage: str, root: Path, out: Path, *more: str) -> int:
         return self.wait(self.start(stage, root, out, *more))
@@ -88,6 +109,9 @@ class Server:
         return json.loads(self._process.stdout.readline())
 
     def close(self) -> None:
+        """What a failed test has left behind ends too."""
+        for pid in self._running:
+            os.kill(pid, signal.SIGKILL)
         self._process.stdin.close()
         self._process.wait()
 
@@ -104,18 +128,25 @@ def serve() -> None:
         answers.flush()
 
 
-def run_forked(stage: str, root: str, out: str, *more: str) -> None:
-    """Never returns."""
+def run_forked(devices: int, name: str, stage: str, root: str, out: str, *more: str) -> None:
+    """Never returns, unless as a process of its own does: what the interpreter does at its end is done too."""
     code = 1
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with the process that forked it
+    if name:  # a device of many: more to compile, without LLVM's optimizations
+        flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
+        os.environ["XLA_FLAGS"] = flags
     try:
-        errors = os.open(f"{out}.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+        errors = os.open(f"{out}{name}.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(errors, 2)
         os.dup2(errors, 1)
         os.close(0)
-        log_batches(Path(f"{out}.batches"))
+        log_batches(Path(f"{out}{name}.batches"))
         places = [f"--{name}={root}/{name}" for name in ("model", "data")]
         own = ["--reward", "tiny_runs:reward"] if stage == "gspo" else []
         code = cli.main([stage, f"{root}/{stage}.json", *places, *own, "--out", out, *more])
+        atexit._run_exitfuncs()
+    except BaseException:
+        traceback.print_exc()
     finally:
         sys.stderr.flush()
         os._exit(code)
@@ -129,7 +160,8 @@ def log_batches(file: Path) -> None:
 
         def call(self, step: int):
             made = inner(self, step)
-            leaves = jax.tree.leaves([one.sample.tokens for one in made.good] if hasattr(made, "good") else made)
+            prompts = [one.sample.tokens for one in made.good if one.sample] if hasattr(made, "good") else None
+            leaves = jax.tree.leaves(made if prompts is None else prompts)
             digest = hashlib.sha256(b"".join(np.asarray(leaf).tobytes() for leaf in leaves)).hexdigest()
             with file.open("a") as stream:
                 stream.write(f"{step} {digest}\n")

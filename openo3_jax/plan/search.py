@@ -1,0 +1,123 @@
+"""Other meshes, other remat policies, larger batches: which fit, and which is fastest; and how much a device holds."""
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+from openo3_jax.config import GSPOConfig, ModelConfig
+from openo3_jax.errors import InputError
+from openo3_jax.mesh import MAX_FSDP
+from openo3_jax.plan.compiler import Answer, Request
+from openo3_jax.plan.estimate import Estimate
+
+Judge = Callable[[Request], tuple[Answer, Estimate]]
+
+TENSORS = (1, 2, 4)
+REMATS = ("layers", "attention", "dots")
+BATCHES = (2, 4, 8)  # times the recipe's
+MOST = 2**20
+
+
+class Tried(NamedTuple):
+    name: str
+    request: Request
+    answer: Answer
+    estimate: Estimate
+
+    @property
+    def per_sample_s(self) -> float:
+        return self.estimate.expected_s / self.request.config.batch_size
+
+
+def search(request: Request, judge: Judge, say: Callable[[str], None]) -> list[Tried]:
+    """First the meshes, then with the best the remat policies, then larger batches; the best first, then what is too
+    large. Meshes that the model or the rows cannot be divided by are left out.
+    """
+    tried: list[Tried] = []
+
+    def attempt(wish: Request) -> Tried | None:
+        try:
+            answer, estimate = judge(wish)
+        except InputError:
+            return None
+        axes = ", ".join(f"{name} {size}" for name, size in answer.axes.items() if size > 1) or "one device"
+        name = f"{axes}; remat {wish.config.remat}; batch {wish.config.batch_size}"
+        say(name)
+        tried.append(Tried(name, wish._replace(axes=answer.axes), answer, estimate))
+        return tried[-1]
+
+    for axes in meshes(request.devices.number, request.model):
+        attempt(request._replace(axes=axes))
+    if not tried:
+        raise InputError(f"plan: no mesh of {request.devices} divides this model and its rows")
+    best = ranked(tried)[0].request
+    for remat in REMATS:
+        if remat != best.config.remat:
+            attempt(best._replace(config=dataclasses.replace(best.config, remat=remat)))
+    best = ranked(tried)[0].request
+    for times in BATCHES:
+        config = dataclasses.replace(best.config, batch_size=times * request.config.batch_size)
+        found = attempt(best._replace(config=config))
+        if found is None or not found.estimate.fits:
+            break
+    return ranked(tried)
+
+
+def ranked(tried: list[Tried]) -> list[Tried]:
+    return sorted(tried, key=lambda one: (not one.estimate.fits, one.per_sample_s, one.estimate.peak_bytes))
+
+
+def meshes(number: int, model: ModelConfig) -> Iterator[dict[str, int]]:
+    """Sizes of the axes for so many devices: `tensor` as the key heads allow, `fsdp` as wide as it may be or half."""
+    for tensor in TENSORS:
+        if number % tensor or model.text.num_key_value_heads % tensor:
+            continue
+        rest = number // tensor
+        widest = max(ways for ways in range(1, min(rest, MAX_FSDP) + 1) if rest % ways == 0)
+        for fsdp in {widest, widest // 2}:
+            if fsdp and rest % fsdp == 0:
+                yield {"data": rest // fsdp, "fsdp": fsdp, "tensor": tensor}
+
+
+def limits(request: Request, judge: Judge, say: Callable[[str], None]) -> dict[str, int]:
+    """The most frames, the longest prompt in tokens of text, and in stage two the largest group, each alone."""
+    sizes = request.sizes
+
+    def fits(wish: Request) -> bool:
+        try:
+            return judge(wish)[1].fits
+        except InputError:
+            return False
+
+    def with_frames(number: int) -> Request:
+        return request._replace(sizes=dataclasses.replace(sizes, frames=number))
+
+    def with_text(number: int) -> Request:
+        return request._replace(sizes=dataclasses.replace(sizes, text_tokens=number))
+
+    def with_group(number: int) -> Request:
+        sampling = dataclasses.replace(request.config.sampling, num_samples=number)
+        return request._replace(config=dataclasses.replace(request.config, sampling=sampling))
+
+    wishes = {"frames": (with_frames, max(8, sizes.frames), 8), "text tokens": (with_text, 1024, 1024)}
+    if isinstance(request.config, GSPOConfig):
+        wishes["samples of a prompt"] = (with_group, request.config.sampling.num_samples, 2)
+    found = {}
+    for name, (make, start, step) in wishes.items():
+        say(name)
+        found[name] = largest(lambda number, make=make: fits(make(number)), start, step)
+    return found
+
+
+def largest(fits: Callable[[int], bool], start: int, step: int) -> int:
+    """The largest number, to `step`, that fits, where everything below one that fits does; 0 if `start` does not.
+
+    Example: fits up to 100, start 16, step 8 -> 96, after seven questions.
+    """
+    good, bad = 0, start
+    while bad <= MOST and fits(bad):
+        good, bad = bad, 2 * bad
+    while good and bad - good > step:
+        middle = (good + bad) // 2 // step * step
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return good
