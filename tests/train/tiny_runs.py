@@ -13,6 +13,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -46,6 +47,7 @@ GSPO = dataclasses.replace(
     run=RUN,
 )
 CONFIGS = {"sft": SFT, "gspo": GSPO}
+STUCK_S = 300
 
 
 def prepare(root: Path, *, layers: int = 2) -> Path:
@@ -95,7 +97,7 @@ class Server:
         ]
 
     def wait(self, pid: int) -> int:
-        """Exit code; minus the signal that ended it."""
+        """Exit code; minus the signal that ended it. A run that takes longer than `STUCK_S` is killed."""
         code = self._ask("wait", pid)
         self._running.discard(pid)
         return code
@@ -121,11 +123,20 @@ def serve() -> None:
     for line in sys.stdin:
         wish, *words = json.loads(line)
         if wish == "wait":
-            answer = os.waitstatus_to_exitcode(os.waitpid(words[0], 0)[1])
+            answer = end_of(words[0])
         elif (answer := os.fork()) == 0:
             run_forked(*words)
         answers.write(f"{answer}\n")
         answers.flush()
+
+
+def end_of(pid: int) -> int:
+    until = time.monotonic() + STUCK_S
+    while not (ended := os.waitpid(pid, os.WNOHANG))[0]:
+        if time.monotonic() > until:
+            os.kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return os.waitstatus_to_exitcode(ended[1])
 
 
 def run_forked(devices: int, name: str, stage: str, root: str, out: str, *more: str) -> None:
