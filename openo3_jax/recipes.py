@@ -69,7 +69,7 @@ def demo_gspo(*, steps: int = 60) -> GSPOConfig:
     return GSPOConfig(
         steps=steps,
         batch_size=12,
-        sampling=SamplingConfig(num_samples=8, max_new_tokens=128),
+        sampling=SamplingConfig(num_samples=8, max_new_tokens=128, top_p=0.95),
         rules="hardened",  # without the names of objects in the reward, names are what is given up first
         advantages=AdvantageConfig(scale="batch"),
         compute_dtype="float32",

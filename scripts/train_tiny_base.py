@@ -1,10 +1,10 @@
 """Make the demo's tiny base again: a model from random weights, taught on rendered stills to name and to box shapes.
 
-    python scripts/train_tiny_base.py OUT [--steps 3000] [--seed 0]
+    python scripts/train_tiny_base.py OUT [--steps 1800] [--seed 0]
 
 Writes OUT, a Hugging Face directory with bfloat16 weights, and in it log.jsonl: a line for every 100 steps with the
-loss and what the model sees, then one with the seed, the settings and the hash of the weights. About an hour on two
-cores. The package carries the result in openo3_jax/demo/base.
+loss and what the model sees, then one with the seed, the settings and the hash of the weights. Half an hour on two
+cores. The package carries the result in openo3_jax/demo/tiny_base.
 """
 
 import argparse
@@ -38,7 +38,7 @@ EASY_SHARE = 0.25  # of the training, with one object only
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=3000)
+    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     recipe = base.recipe(args.steps)
