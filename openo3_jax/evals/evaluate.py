@@ -33,23 +33,26 @@ def sampling_of(config: EvalConfig, benchmark: benchmarks.Benchmark) -> Sampling
         raise InputError(f"eval: {benchmark.name} has no options; --evidence compares the options that are chosen")
     if config.num_samples > 1 and not benchmark.votes:
         raise InputError(f"eval: {benchmark.name} has no options to vote on; expected num_samples=1")
-    penalty = config.repetition_penalty
+    most, penalty = config.max_new_tokens, config.repetition_penalty
     return SamplingConfig(
         num_samples=config.num_samples,
         temperature=config.temperature,
-        max_new_tokens=config.max_new_tokens or benchmark.max_new_tokens,
+        max_new_tokens=benchmark.max_new_tokens if most is None else most,
         repetition_penalty=benchmark.repetition_penalty if penalty is None else penalty,
     )
 
 
 def video_of(config: EvalConfig, benchmark: benchmarks.Benchmark) -> VideoConfig:
-    """The benchmark's frames, with what the flags say instead."""
+    """The benchmark's frames, with what the flags say instead; a smaller upper limit takes the lower one with it.
+
+    Raises: InputError as `VideoConfig` does.
+    """
     flags = {"max_frames": config.max_frames, "min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
     given = {name: value for name, value in flags.items() if value is not None}
-    video = benchmark.video
-    if given.get("max_frames", video.max_frames) < video.min_frames:
-        given["min_frames"] = given["max_frames"]
-    return dataclasses.replace(video, **given)
+    for lower, upper in (("min_frames", "max_frames"), ("min_pixels", "max_pixels")):
+        if upper in given:
+            given.setdefault(lower, min(getattr(benchmark.video, lower), given[upper]))
+    return dataclasses.replace(benchmark.video, **given)
 
 
 def run(
@@ -91,7 +94,8 @@ def run(
     context = benchmarks.Context(verdicts=verdicts, weights=weights, boxes_in=config.boxes)
     found = benchmark.score(asked, said, context)
     failed = [said[call.key] for call in calls if said[call.key].error is not None]
-    notes = [*found.notes, *_notes(loaded.rejected, failed, judged_by.name if questions else None)]
+    judged = judge.notes_of(judged_by.name, verdicts) if questions else []
+    notes = [*found.notes, *judged, *_notes(loaded.rejected, failed)]
     text = write_report(benchmark, dataclasses.replace(found, notes=tuple(notes)), out, loaded.rejected, model)
     if config.evidence:
         with answerers(sampling) as answerer, reply_scorer() as scorer:
@@ -99,8 +103,8 @@ def run(
     return text
 
 
-def _notes(rejected: Sequence[str], failed: Sequence[items.Prediction], judge_name: str | None) -> list[str]:
-    notes = [] if judge_name is None else [f"judge of the open answers: {judge_name}; right from 2 of 3"]
+def _notes(rejected: Sequence[str], failed: Sequence[items.Prediction]) -> list[str]:
+    notes = []
     if failed:
         notes.append(f"{len(failed)} calls could not be asked and are left out; the first: {failed[0].error}")
     if rejected:

@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from openo3_jax.errors import InputError
 from openo3_jax.evals import answers, endpoint, items, store
 from openo3_jax.policy import Policy
 from openo3_jax.rewards import score as score_lib
-from openo3_jax.train import metrics
+from openo3_jax.train import metrics, state
 
 CORRECT_FROM = 2  # of 3. Source: Open-o3-Video eval/test/eval_vstar.py
 JUDGEMENTS = "judgements.jsonl"
@@ -65,6 +66,21 @@ def correctness(verdict: Verdict | None) -> float:
     if verdict is None or verdict.error is not None:
         return math.nan
     return float((verdict.score or 0) >= CORRECT_FROM)
+
+
+def notes_of(name: str, verdicts: Mapping[str, Verdict]) -> list[str]:
+    """What a reader of the table must know: who judged, and how many answers have no score."""
+    notes = [f"judge of the open answers: {name}; right from {CORRECT_FROM} of 3"]
+    unread = sum(verdict.score is None and verdict.error is None for verdict in verdicts.values())
+    if unread:
+        notes.append(f"{unread} verdicts hold no score from 0 to 3 and count as wrong")
+    errors = [verdict.error for verdict in verdicts.values() if verdict.error is not None]
+    if errors:
+        notes.append(
+            f"{len(errors)} answers have no verdict yet and are left out; run again to judge them; the first: "
+            f"{errors[0]}"
+        )
+    return notes
 
 
 # ---- judges ----
@@ -131,14 +147,15 @@ class EndpointJudge:
 
 @dataclasses.dataclass(frozen=True)
 class PolicyJudge:
-    """A model directory through this project's own decoder, greedy."""
+    """A model directory through this project's own decoder, greedy; other weights are another judge."""
 
     policy: Policy
     batch_size: int = 8
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
-        return f"{self.policy.directory.name} ({prompt_version()})"
+        weights = state.checksum(self.policy.params)
+        return f"{self.policy.directory.name} {weights:08x} ({prompt_version()})"
 
     def judge(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
         for start in range(0, len(questions), self.batch_size):
@@ -175,6 +192,8 @@ def make_judge(spec: str, *, model: str | None = None, key_variable: str | None 
 
     `key_variable` names the environment variable that holds the server's key. Raises InputError for anything else.
     """
+    if "://" not in spec and (model is not None or key_variable is not None):
+        raise InputError(f"judge {spec}: --judge-model and --judge-key are of a server; give its URL as --judge")
     if spec in ("exact", "rouge"):
         return WordJudge(spec)
     if "://" in spec:

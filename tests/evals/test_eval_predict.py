@@ -1,13 +1,17 @@
 """The runner: nothing repeated, nothing lost, whatever is killed, unreadable or too large."""
 
 import json
+import re
 
 import fake_answerer
+import jax
 import pytest
 from PIL import Image
 
 import small
+from openo3_jax import mesh
 from openo3_jax.config import SamplingConfig
+from openo3_jax.data import synthetic
 from openo3_jax.errors import InputError
 from openo3_jax.evals import items, predict, store
 
@@ -46,13 +50,16 @@ def test_every_call_has_its_answer(tmp_path):
 
 
 @pytest.mark.parametrize("died_after", [0, 3, 6, 9])
-def test_a_killed_run_goes_on_where_it_was(tmp_path, died_after):
+def test_a_killed_run_goes_on_where_it_was(tmp_path, died_after, capsys):
     calls, out = make_calls(), tmp_path / "out"
     first, second = echo(die_after=died_after), echo()
     with pytest.raises(KeyboardInterrupt):
         run(out, first, calls)
+    capsys.readouterr()
     known = run(out, second, calls)
     assert len(known) == 10
+    left = 10 - died_after
+    assert f"eval: {left}/{left}, 0 failed" in capsys.readouterr().err  # rate and time left are those of what is left
     assert sorted(first.asked + second.asked) == sorted(fake_answerer.text_of(call.conversation) for call in calls)
     whole = echo()
     run(tmp_path / "whole", whole, calls)
@@ -147,14 +154,15 @@ def test_hashes_tell_pictures_and_file_names_apart(tmp_path):
 # ---- with a model ----
 
 
-def test_a_policy_answers_as_it_does_without_the_runner(tmp_path, one_device):
-    policy = small.make_policy(tmp_path, one_device)
+def test_a_policy_answers_as_it_does_without_the_runner(tmp_path):
+    """Over two devices, whose rows a batch of three, and one of one, do not fill."""
+    policy = small.make_policy(tmp_path, mesh.make_mesh({"fsdp": 2}, devices=jax.devices()[:2]))
     config = SamplingConfig(num_samples=2, max_new_tokens=4, temperature=1.0)
     calls = items.calls_of([items.Item(str(i), {"": items.ask(f"What is {i}?")}, None, {}) for i in range(4)])
-    with predict.PolicyAnswerer(policy, config, rows=2) as answerer:
+    with predict.PolicyAnswerer(policy, config, rows=3) as answerer:
         store.open_run(tmp_path / "out", {})
         with store.Predictions(tmp_path / "out" / store.PREDICTIONS) as predictions:
-            predict.predict(answerer, calls, predictions, batch_size=2)
+            predict.predict(answerer, calls, predictions, batch_size=3)
     for pair in ([calls[0], calls[3]], [calls[2], calls[1]]):  # other neighbours than in the run
         found = [predictions.known[call.key] for call in pair]
         expected = policy.generate(
@@ -166,3 +174,15 @@ def test_a_policy_answers_as_it_does_without_the_runner(tmp_path, one_device):
         for one, texts, logps in zip(found, expected.texts, expected.logp, strict=True):
             assert one.texts == tuple(texts)
             assert one.logp == pytest.approx([logp.sum() for logp in logps], abs=1e-4)
+
+
+def test_a_policy_sees_the_part_of_a_clip(tmp_path, one_device):
+    """8 frames at 10 a second: four of them, or those of its second half, counted from there."""
+    synthetic.render_clip(tmp_path / "v.mp4", seed=0, num_frames=8)
+    whole = items.ask("q", video=tmp_path / "v.mp4")
+    part = [{**whole[0], "content": [{**whole[0]["content"][0], "part_s": [0.4, 0.8]}, *whole[0]["content"][1:]]}]
+    policy = small.make_policy(tmp_path, one_device)
+    with predict.PolicyAnswerer(policy, SamplingConfig(), rows=1) as answerer:
+        texts = [policy.processor.decode(answerer.prompt(asked).sample.tokens) for asked in (whole, part, whole)]
+    found = [re.findall(r"Frame \d at ([\d.]+)s", text) for text in texts]
+    assert found == [["0.0", "0.2", "0.5", "0.7"], ["0.0", "0.1", "0.3", "0.4"], ["0.0", "0.2", "0.5", "0.7"]]

@@ -1,9 +1,11 @@
 """The other benchmarks in their own file formats, on rendered clips: oracles, constant guessers, malformed rows."""
 
+import dataclasses
 import io
 import json
 
 import fake_answerer
+import fake_server
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -13,7 +15,7 @@ from PIL import Image
 
 from openo3_jax.data import synthetic
 from openo3_jax.errors import InputError
-from openo3_jax.evals import benchmarks, choice, files, grounding, own, wording
+from openo3_jax.evals import benchmarks, choice, endpoint, evaluate, files, grounding, judge, own, wording
 from openo3_jax.evals.config import EvalConfig
 
 WORDS = wording.load_wording()
@@ -206,14 +208,36 @@ def test_tvgbench_by_hand(root, tmp_path):
 def test_tvgbench_names_what_it_cannot_read(tmp_path, clip):
     tvgbench(tmp_path, clip)
     rows = json.loads((tmp_path / "tvgbench.json").read_text())
-    rows[0] |= {"start": 3.0, "end": 9.0}
+    rows[0] |= {"start": 9.0, "end": 3.0}
     rows[1] |= {"answer": "soon"}
     rows[2] |= {"path": "gone.mp4"}
     (tmp_path / "tvgbench.json").write_text(json.dumps(rows))
     loaded = grounding.load_tvgbench(tmp_path, WORDS)
     assert [item.id for item in loaded.items] == ["3"]
-    assert [part in line for part, line in zip(["start=3.0", "'soon'", "gone.mp4"], loaded.rejected, strict=True)]
+    assert [part in line for part, line in zip(["start=9, end=3", "'soon'", "gone.mp4"], loaded.rejected, strict=True)]
     assert all(f"tvgbench.json:{i}" in line for i, line in enumerate(loaded.rejected, 1))
+
+
+@pytest.mark.parametrize("root", ["tvgbench"], indirect=True)
+def test_tvgbench_shows_the_part_that_an_item_names(root):
+    """As its first-person clips do; these name their source in `bins` only."""
+    rows = json.loads((root / "tvgbench.json").read_text())
+    rows[1] |= {"start": 9.38, "end": 170.51, "bins": {"dataset": "egonlq"}}
+    del rows[1]["dataset_name"]
+    (root / "tvgbench.json").write_text(json.dumps(rows))
+    whole, part, *_ = grounding.load_tvgbench(root, WORDS).items
+    shown = [item.calls[grounding.CALL][-1]["content"][0] for item in (whole, part)]
+    assert shown[0].keys() == {"type", "video"} and shown[1]["part_s"] == [9.38, 170.51]
+    assert (whole.groups["dataset_name"], part.groups["dataset_name"]) == ("charades", "egonlq")
+
+
+@pytest.mark.parametrize("root", ["tvgbench"], indirect=True)
+def test_tvgbench_as_time_r1_lays_it_out(root):
+    (root / "annotations").mkdir()
+    (root / "tvgbench.json").rename(root / "annotations" / "tvgbench.json")
+    (root / "annotations" / "train_2k5.json").write_text("[]")
+    loaded = grounding.load_tvgbench(root, WORDS)
+    assert len(loaded.items) == 4 and loaded.rejected == []
 
 
 # ---- options ----
@@ -264,6 +288,20 @@ def test_damaged_parquet_is_named(tmp_path, content):
         files.read_rows(tmp_path, "test-*.parquet")
 
 
+@pytest.mark.parametrize("name", ["own.jsonl", "WorldSense.tsv"])
+def test_text_that_is_not_utf_8_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes('{"id": "caf\u00e9"}\n'.encode("latin-1"))
+    with pytest.raises(InputError, match=rf"{name}.*can't decode byte"):
+        files.read_file(tmp_path / name)
+
+
+def test_a_line_of_json_ends_at_a_newline_only(tmp_path):
+    """U+2028 and U+0085 may stand in a JSON text as they are."""
+    (tmp_path / "[1].jsonl").write_text('\ufeff{"id": "a\u2028b\u0085c"}\r\n\n{"id": "2"}', encoding="utf-8")
+    rows = [row for _, row in files.read_file(tmp_path / "[1].jsonl")]
+    assert rows == [{"id": "a\u2028b\u0085c"}, {"id": "2"}]
+
+
 # ---- a set of one's own ----
 
 
@@ -297,11 +335,33 @@ def test_a_set_of_ones_own(tmp_path, clip):
     assert "exact words" in text
 
 
+def test_answers_without_a_score_are_told_and_those_without_a_verdict_asked_again(tmp_path, clip, monkeypatch):
+    """Two open answers of five items; the third accuracy is that of options and needs no judge."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    file = tmp_path / "own.jsonl"
+    file.write_text("\n".join(json.dumps(line) for line in own_lines(tmp_path, clip)))
+
+    def judged(out, reply):
+        with fake_server.serve(reply) as fake:
+            server = judge.EndpointJudge(endpoint.Endpoint(url=fake.url, model="judge-7", attempts=1))
+            text, results = fake_answerer.evaluate_with("jsonl", file, tmp_path / out, own_answers, judged_by=server)
+        return text, (results["values"]["accuracy"]["value"], results["values"]["accuracy"]["n"])
+
+    text, accuracy = judged("a", 503)
+    assert "2 answers have no verdict yet and are left out" in text and "status 503" in text and accuracy == (100.0, 1)
+    text, accuracy = judged("a", "3")
+    assert "no verdict yet" not in text and "judge-7 (prompt" in text and accuracy == (100.0, 3)
+    text, accuracy = judged("b", "I cannot say")
+    assert "2 verdicts hold no score" in text and accuracy == (pytest.approx(100 / 3), 3)
+
+
 @pytest.mark.parametrize(
     ("change", "part"),
     [
         ({"span": [1]}, "expected [start, end]"),
+        ({"span": [3, 1]}, "the end not before the start"),
         ({"boxes": {"2": [[1, 2, 3]]}, "size": [1, 1]}, "boxes: expected"),
+        ({"boxes": {"2": [[50, 20, 30, 80]]}, "size": [90, 90]}, "with x1 < x2"),  # as x, y, width, height
         ({"boxes": {"2": [[1, 2, 3, 4]]}}, "size=None"),
         ({"options": ["x"], "answer": "C"}, "expected one of A"),
         ({}, "neither answer, span nor boxes"),
@@ -328,3 +388,37 @@ def test_the_published_budget(name):
     assert (benchmark.video.max_frames, benchmark.video.max_pixels) == (64, 262_144)
     assert (benchmark.video_mode, benchmark.max_new_tokens) == ("native", 8192)
     assert EvalConfig().temperature == 0
+
+
+def test_the_frames_of_vstar_and_tvgbench():
+    """V-STaR: one a second up to 16, at their true times; TVGBench: 64. Both with their times in text."""
+    vstar, tvgbench = (benchmarks.of(name) for name in ("vstar", "tvgbench"))
+    assert (vstar.video.fps, vstar.video.max_frames, vstar.video.frame_times) == (1.0, 16, "true")
+    assert (tvgbench.video.max_frames, tvgbench.video.max_pixels) == (64, 262_144)
+    assert {(one.video_mode, one.max_new_tokens) for one in (vstar, tvgbench)} == {("frames", 2048)}
+
+
+LIMITS = {  # flags -> what changes of VideoMME's 4 to 64 frames of 100,352 to 262,144 px
+    (): {},
+    (("max_frames", 32),): {"max_frames": 32},
+    (("max_frames", 2),): {"max_frames": 2, "min_frames": 2},
+    (("max_pixels", 200_000),): {"max_pixels": 200_000},
+    (("max_pixels", 50_176),): {"max_pixels": 50_176, "min_pixels": 50_176},
+    (("max_pixels", 50_176), ("min_pixels", 3136)): {"max_pixels": 50_176, "min_pixels": 3136},
+}
+
+
+@pytest.mark.parametrize("flags", LIMITS)
+def test_flags_replace_the_budget(flags):
+    """Fewer pixels than the benchmark's least used to change nothing: the reference lets the lower limit win."""
+    benchmark = benchmarks.of("videomme")
+    expected = dataclasses.replace(benchmark.video, **LIMITS[flags])
+    assert evaluate.video_of(EvalConfig(**dict(flags)), benchmark) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, (8192, 1.05)), ({"max_new_tokens": 5, "repetition_penalty": 1.0}, (5, 1.0))]
+)
+def test_flags_replace_the_sampling(given, expected):
+    sampling = evaluate.sampling_of(EvalConfig(**given), benchmarks.of("videomme"))
+    assert (sampling.max_new_tokens, sampling.repetition_penalty) == expected
