@@ -1,10 +1,11 @@
 """Make the demo's tiny base again: a model from random weights, taught on rendered stills to name and to box shapes.
 
-    python scripts/train_tiny_base.py OUT [--steps 1800] [--seed 0]
+    python scripts/train_tiny_base.py OUT [--seed 0]
 
-Writes OUT, a Hugging Face directory with bfloat16 weights, and in it log.jsonl: a line for every 100 steps with the
-loss and what the model sees, then one with the seed, the settings and the hash of the weights. Half an hour on two
-cores. The package carries the result in openo3_jax/demo/tiny_base.
+Two lessons: first to see, then to see whatever is said around the pictures, on one of several, and to repeat words.
+Each writes OUT/NAME, a Hugging Face directory with bfloat16 weights, and in it log.jsonl: a line for every 100 steps
+with the loss and what the model sees, then one with the seed, the settings and the hash of the weights. A lesson that
+is there is not taught again. An hour on two cores. The package carries the last one in openo3_jax/demo/tiny_base.
 """
 
 import argparse
@@ -14,9 +15,9 @@ import json
 import os
 import shutil
 import sys
-import tempfile
 import time
 from pathlib import Path
+from typing import NamedTuple
 
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")  # faster than one device of two threads
 
@@ -32,59 +33,82 @@ from openo3_jax.train import ahead, steps
 from openo3_jax.train import state as state_lib
 
 MEASURE_EVERY = 100
-EASY_SHARE = 0.25  # of the training, with one object only
+EASY_SHARE = 0.25  # of the first lesson, with one object only
+MEASURED_WORDS = 8
+
+
+class Part(NamedTuple):
+    name: str
+    steps: int
+    learning_rate: float
+
+
+PARTS = (Part("see", 1800, 6e-3), Part("read", 900, 3e-3))
+
+
+def lesson(part: Part, step: int) -> stills.Lesson:
+    if part.name == "see":
+        return stills.Lesson((1, 1 if step < EASY_SHARE * part.steps else 3))
+    return stills.Lesson((1, 3), pictures=1 + step % 3, words=8)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("out", type=Path)
-    parser.add_argument("--steps", type=int, default=1800)
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
-    recipe = base.recipe(args.steps)
-    with tempfile.TemporaryDirectory() as work:
-        start = Path(work) / "start"
+    start = args.out / "random"
+    if not start.exists():
         tiny.write_random(start, base.make_config, seed=args.seed)
-        mesh = mesh_lib.make_mesh({"data": jax.device_count()})
-        policy = policy_lib.load_pretrained(start, mesh=mesh)
-        state = state_lib.make_state(policy, recipe)
-        update = steps.make_sft_step(recipe)
-
-        def make(step: int):
-            most = 1 if step < EASY_SHARE * args.steps else 3
-            batch = stills.make_batch(policy.processor, [args.seed, step], recipe.batch_size, (1, most))
-            return mesh_lib.shard_rows(batch, mesh)
-
-        log, started_s, losses = [], time.monotonic(), []
-        with ahead.Ahead(make, args.steps) as batches:
-            for step in range(args.steps):
-                state, metrics = update(state, batches(step))
-                losses.append(metrics["loss"])
-                done = step + 1
-                if done % MEASURE_EVERY == 0 or done == args.steps:
-                    policy = dataclasses.replace(policy, params=state.params)
-                    log.append({"step": done, "loss": float(jnp.stack(losses).mean()), **_seen(policy)})
-                    losses = []
-                    print(json.dumps(log[-1]), f"{time.monotonic() - started_s:.0f} s", file=sys.stderr, flush=True)
-                    _write(args.out, policy, log, args.seed, recipe)
+    for part in PARTS:
+        if not (args.out / part.name).exists():
+            teach(part, start, args.out / part.name, args.seed)
+        start = args.out / part.name
     return 0
+
+
+def teach(part: Part, start: Path, out: Path, seed: int) -> None:
+    recipe = base.recipe(part.steps, part.learning_rate)
+    mesh = mesh_lib.make_mesh({"data": jax.device_count()})
+    policy = policy_lib.load_pretrained(start, mesh=mesh)
+    state = state_lib.make_state(policy, recipe)
+    update = steps.make_sft_step(recipe)
+
+    def make(step: int):
+        batch = stills.make_batch(policy.processor, [seed, step], recipe.batch_size, lesson(part, step))
+        return mesh_lib.shard_rows(batch, mesh)
+
+    log, started_s, losses = [], time.monotonic(), []
+    with ahead.Ahead(make, part.steps) as batches:
+        for step in range(part.steps):
+            state, metrics = update(state, batches(step))
+            losses.append(metrics["loss"])
+            done = step + 1
+            if done % MEASURE_EVERY == 0 or done == part.steps:
+                policy = dataclasses.replace(policy, params=state.params)
+                log.append({"step": done, "loss": float(jnp.stack(losses).mean()), **_seen(policy)})
+                losses = []
+                print(json.dumps(log[-1]), f"{time.monotonic() - started_s:.0f} s", file=sys.stderr, flush=True)
+    _write(out, policy, log, seed, recipe)
 
 
 def _seen(policy: policy_lib.Policy) -> dict[str, float]:
     found = {}
     for number in (1, 2, 3):
-        sight = base.measure(policy, number)
-        found |= {f"box_iou_{number}": round(sight.box_iou, 3), f"names_{number}": round(sight.names, 3)}
-    return found
+        for words, name in ((0, ""), (MEASURED_WORDS, "_with_words")):
+            sight = base.measure(policy, number, words=words)
+            found |= {f"box_iou_{number}{name}": sight.box_iou, f"names_{number}{name}": sight.names}
+    return {name: round(value, 3) for name, value in found.items()}
 
 
 def _write(out: Path, policy: policy_lib.Policy, log: list[dict], seed: int, recipe: SFTConfig) -> None:
-    """The directory as it is now, in the place of that of the last time."""
-    shutil.rmtree(out, ignore_errors=True)
-    policy.save_pretrained(out, dtype="bfloat16")
-    digest = hashlib.sha256((out / "model.safetensors").read_bytes()).hexdigest()
+    staged = out.with_name(f".{out.name}")
+    shutil.rmtree(staged, ignore_errors=True)
+    policy.save_pretrained(staged, dtype="bfloat16")
+    digest = hashlib.sha256((staged / "model.safetensors").read_bytes()).hexdigest()
     last = {"seed": seed, "recipe": dataclasses.asdict(recipe), "jax": jax.__version__, "sha256": digest}
-    (out / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*log, last]))
+    (staged / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*log, last]))
+    staged.rename(out)
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ The paper starts from a model that sees; so does the demo. `scripts/train_tiny_b
 """
 
 import re
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -45,15 +46,10 @@ def make_config(ids: tiny_tokenizer.TokenIds) -> ModelConfig:
     )
 
 
-def recipe(steps: int) -> SFTConfig:
-    """Of its training; `batch_size` is in stills."""
-    return SFTConfig(
-        steps=steps,
-        batch_size=32,
-        compute_dtype="float32",
-        remat="none",
-        optimizer=OptimizerConfig(name="muon", learning_rate=6e-3, schedule="cosine", warmup_steps=40, clip_norm=1.0),
-    )
+def recipe(steps: int, learning_rate: float) -> SFTConfig:
+    """Of its training; `batch_size` is in rows of stills."""
+    muon = OptimizerConfig(name="muon", learning_rate=learning_rate, schedule="cosine", warmup_steps=40, clip_norm=1.0)
+    return SFTConfig(steps=steps, batch_size=32, compute_dtype="float32", remat="none", optimizer=muon)
 
 
 class Sight(NamedTuple):
@@ -63,17 +59,24 @@ class Sight(NamedTuple):
     names: float
 
 
-def measure(policy: Policy, num_objects: int, *, seed: int = 2**31) -> Sight:
-    """Greedy answers about one object of each of `MEASURED_STILLS` stills whose scenes hold so many."""
-    draws = np.random.default_rng([seed, num_objects]).integers(2**32, size=MEASURED_STILLS).tolist()
-    shown = [stills.make_still(one, (num_objects, num_objects)) for one in draws]
-    where = [f"Where is the {still.objects[0][0]}?" for still in shown]
-    what = [f"What color is the {still.objects[0][0].split()[1]}?" for still in shown]
+def measure(policy: Policy, num_objects: int, *, words: int = 0, seed: int = 2**31) -> Sight:
+    """Greedy answers about one object of each of `MEASURED_STILLS` stills whose scenes hold so many.
+
+    `words`: the most that stand before the picture, before the question and after it.
+    """
+    draws = np.random.default_rng([seed, num_objects])
+    seeds = draws.integers(2**32, size=MEASURED_STILLS).tolist()
+    shown = [stills.make_still(one, (num_objects, num_objects)) for one in seeds]
     greedy = SamplingConfig(temperature=0.0, max_new_tokens=32)
-    samples = [policy.processor.encode(stills.conversation(*one)) for one in zip(shown, where, strict=True)]
-    boxes = [texts[0] for texts in policy.continue_samples(samples, greedy, [0] * len(samples)).texts]
-    samples = [policy.processor.encode(stills.conversation(*one)) for one in zip(shown, what, strict=True)]
-    names = [texts[0] for texts in policy.continue_samples(samples, greedy, [0] * len(samples)).texts]
+
+    def answers(questions: Sequence[str]) -> list[str]:
+        asked = [stills.surround(draws, question, words) for question in questions]
+        said = [stills.conversation([still], [""], question) for still, question in zip(shown, asked, strict=True)]
+        samples = [policy.processor.encode(one) for one in said]
+        return [texts[0] for texts in policy.continue_samples(samples, greedy, [0] * len(samples)).texts]
+
+    boxes = answers([f"Where is the {still.objects[0][0]}?" for still in shown])
+    names = answers([f"What color is the {still.objects[0][0].split()[1]}?" for still in shown])
     ious = [geometry.box_iou(_box(text), still.objects[0][1]) for text, still in zip(boxes, shown, strict=True)]
     right = [text == still.objects[0][0].split()[0] for text, still in zip(names, shown, strict=True)]
     return Sight(float(np.mean(ious)), float(np.mean(right)))

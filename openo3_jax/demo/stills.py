@@ -1,8 +1,9 @@
 """Rendered stills and questions about them: what the demo's base learns to see by, with nothing of evidence or time."""
 
 import dataclasses
+from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float, Int, UInt8
@@ -11,11 +12,33 @@ from openo3_jax import types
 from openo3_jax.data import groups, packing, tokens, world
 
 HEIGHT, WIDTH = 84, 112  # px, of every still and of the demo's clips: 12 visual tokens
-ROW_TOKENS = 160  # of a still with its questions
+REPEATED = (3, 12)  # words of a line to repeat, fewest and most
+
+# Ordinary words, and numbers as they are written: what is said around pictures, and repeated.
+_SPOKEN = (
+    "I see it on the background. From to it appears at and is gone moves nowhere left right up down first last later "
+    "Give name, box and time. Give the span, then letter. Answer short. Which object is shown? When is it visible? "
+    "Which way does the square move? What color is the circle? Where is the triangle? Who is here? A. B. C. D. A B C D "
+    "red green blue yellow white black background: Frame video in total seconds picture 0.0 0.5 0.8 1.0 1.2 1.6 2.0 "
+    "2.3 2.5 2.7 3.0 3.1 3.5 3.7 4.0 s s: s, 1 2 3 4 5 6 [ ] , . : ? To the left To the right Nowhere"
+)
+WORDS = tuple(_SPOKEN.split())
+
+
+class Lesson(NamedTuple):
+    """What a row shows and how much is said around it."""
+
+    objects: tuple[int, int]  # fewest and most in the scene of a picture
+    pictures: int = 1  # of a row; then only what is on one of them is asked for
+    words: int = 0  # most that stand before each picture, before the question and after it; then lines are repeated too
+
+    @property
+    def row_tokens(self) -> int:
+        return 160 if self.words == 0 else 256
 
 
 class Asked(NamedTuple):
-    """A question about a still and its answer."""
+    """A question about stills and its answer."""
 
     question: str
     answer: str
@@ -34,36 +57,47 @@ def make_still(seed: int, objects: tuple[int, int]) -> Still:
     return Still(pixels, [(name, np.rint(box * [WIDTH, HEIGHT, WIDTH, HEIGHT])) for name, box in found])
 
 
-def ask_all(still: Still) -> list[Asked]:
-    """Everything that is asked about a still: places, names and colors of single objects, then the whole."""
+def ask_all(shown: Sequence[Still]) -> list[Asked]:
+    """Everything that is asked: places, names and colors of single objects, and the whole of a single picture."""
+    objects = [one for still in shown for one in still.objects]
+    names = Counter(name for name, _ in objects)
+    shapes = Counter(name.split()[1] for name, _ in objects)
     found = []
-    for name, box in still.objects:
+    for name, box in objects:
         color, shape = name.split()
-        found += [
-            Asked(f"Where is the {name}?", _place(box)),
-            Asked(f"Where is the {shape}?", f"{name} {_place(box)}"),
-            Asked(f"What is at {_place(box)}?", name),
-            Asked(f"What color is the {shape}?", color),
-        ]
-    from_left = sorted(still.objects, key=lambda item: item[1][0])
-    return [*found, Asked("What is here?", ", ".join(f"{name} {_place(box)}" for name, box in from_left))]
+        if names[name] == 1:
+            found.append(Asked(f"Where is the {name}?", _place(box)))
+        if shapes[shape] == 1:
+            found.append(Asked(f"Where is the {shape}?", f"{name} {_place(box)}"))
+        if len(shown) == 1:
+            found.append(Asked(f"What is at {_place(box)}?", name))
+        if shapes[shape] == 1:
+            found.append(Asked(f"What color is the {shape}?", color))
+    if len(shown) == 1:
+        from_left = sorted(objects, key=lambda item: item[1][0])
+        found.append(Asked("What is here?", ", ".join(f"{name} {_place(box)}" for name, box in from_left)))
+    return found
 
 
-def make_batch(
-    processor: tokens.Processor, seed: int | Sequence[int], rows: int, objects: tuple[int, int]
-) -> types.Batch:
-    """A still in each row with as many of its questions as there is room for, in random order; answers are targets."""
+def make_batch(processor: tokens.Processor, seed: int | Sequence[int], rows: int, lesson: Lesson) -> types.Batch:
+    """Stills in each row with as many of their questions as there is room for, in random order; answers are targets."""
     draw = np.random.default_rng(seed)
     prompts, tails, begins = [], [], []
-    for still_seed in draw.integers(2**32, size=rows).tolist():
-        still = make_still(still_seed, objects)
-        every = ask_all(still)
-        prompt, own, starts = _encode(processor, still, [every[i] for i in draw.permutation(len(every))])
+    for seeds in draw.integers(2**32, size=(rows, lesson.pictures)).tolist():
+        shown = [make_still(one, lesson.objects) for one in seeds]
+        every = ask_all(shown)
+        if lesson.words:
+            line = _line(draw, *REPEATED)
+            every.append(Asked(f"Repeat: {line}", line))
+        before = [_line(draw, 0, lesson.words) for _ in shown]
+        every = [every[i] for i in draw.permutation(len(every))]
+        every = [one._replace(question=surround(draw, one.question, lesson.words)) for one in every]
+        prompt, own, starts = _encode(processor, shown, before, every, lesson.row_tokens)
         prompts.append(prompt)
         tails.append(own)
         begins.append(starts)
     bucket = groups.group_bucket(prompts, tails, processor.config.vision, num_rows=rows)
-    bucket = dataclasses.replace(bucket, seq=ROW_TOKENS, targets=packing.round_up(ROW_TOKENS, 64))
+    bucket = dataclasses.replace(bucket, seq=lesson.row_tokens, targets=packing.round_up(lesson.row_tokens, 64))
     batch, completion = groups.make_group_batch(prompts, tails, bucket, processor.config, pad_id=processor.pad_id)
     for row, starts in enumerate(begins):
         is_question = np.concatenate(
@@ -74,23 +108,37 @@ def make_batch(
     return batch
 
 
-def conversation(still: Still, question: str) -> list[tokens.Message]:
-    picture = {"type": "picture", "picture": types.Picture(still.pixels[None])}
-    return [{"role": "user", "content": [picture, {"type": "text", "text": question}]}]
+def conversation(shown: Sequence[Still], before: Sequence[str], question: str) -> list[tokens.Message]:
+    """The pictures, each after its words, and then the question."""
+    content: list[dict[str, Any]] = []
+    for still, words in zip(shown, before, strict=True):
+        content += [{"type": "text", "text": f"{words}\n"}] if words else []
+        content.append({"type": "picture", "picture": types.Picture(still.pixels[None])})
+    return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
+
+
+def surround(draw: np.random.Generator, question: str, most: int) -> str:
+    """The question with up to `most` words before it and after it; nothing is drawn for 0."""
+    ahead, after = _line(draw, 0, most), _line(draw, 0, most)
+    return f"{ahead}\n{question} {after}".strip() if ahead or after else question
+
+
+def _line(draw: np.random.Generator, fewest: int, most: int) -> str:
+    return " ".join(draw.choice(WORDS, draw.integers(fewest, most + 1))) if most else ""
 
 
 def _encode(
-    processor: tokens.Processor, still: Still, asked: list[Asked]
+    processor: tokens.Processor, shown: Sequence[Still], before: Sequence[str], asked: list[Asked], room: int
 ) -> tuple[types.Sample, list[Int[np.ndarray, " _tokens"]], list[int]]:
-    """The conversation up to the picture, and for each question the rest of it; where in that the answer begins."""
+    """The conversation up to its last picture, and for each question the rest of it; where its answer begins."""
     tails, starts, used = [], [], 0
     for one in asked:
         answer = {"role": "assistant", "content": one.answer}
-        whole = processor.encode([*conversation(still, one.question), answer])
+        whole = processor.encode([*conversation(shown, before, one.question), answer])
         prefix = int(np.flatnonzero(whole.is_visual)[-1]) + 2  # the picture and the token that closes it
         spoken = np.flatnonzero(whole.loss_mask)
         tail = whole.tokens[prefix : spoken[-1] + 1]
-        if prefix + used + len(tail) - 1 > ROW_TOKENS:
+        if prefix + used + len(tail) - 1 > room:
             continue
         tails.append(tail)
         starts.append(int(spoken[0]) - prefix)

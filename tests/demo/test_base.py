@@ -25,8 +25,10 @@ def test_it_is_small_and_the_one_of_its_log(log):
 
 @pytest.mark.parametrize("number", [1, 2, 3])
 def test_it_sees(number, log):
-    """What its log says, but for the rounding to bfloat16."""
-    sight = base.measure(policy_lib.load_pretrained(story.BASE), number)
-    assert sight.box_iou == pytest.approx(log[0][f"box_iou_{number}"], abs=0.03)
-    assert sight.names == pytest.approx(log[0][f"names_{number}"], abs=0.05)
-    assert sight.box_iou > 0.4 and sight.names > 0.4  # the best constant box has 0.25, the best constant name 0.17
+    """What its log says, but for the rounding to bfloat16, also with words around the question."""
+    policy = policy_lib.load_pretrained(story.BASE)
+    for words, name in ((0, ""), (8, "_with_words")):
+        sight = base.measure(policy, number, words=words)
+        assert sight.box_iou == pytest.approx(log[0][f"box_iou_{number}{name}"], abs=0.03)
+        assert sight.names == pytest.approx(log[0][f"names_{number}{name}"], abs=0.05)
+        assert sight.box_iou > 0.4 and sight.names > 0.4  # the best constant box has 0.25, the best constant name 0.17

@@ -1,6 +1,7 @@
 """Stills and their questions: true, never with evidence, and only the answers are learned."""
 
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -8,6 +9,8 @@ import pytest
 from openo3_jax import policy, tiny
 from openo3_jax.data import world
 from openo3_jax.demo import base, stills
+
+LESSON = stills.Lesson((1, 3))
 
 
 @pytest.fixture(scope="module")
@@ -31,7 +34,7 @@ def test_boxes_hold_the_color_that_is_named():
 
 def test_every_object_is_asked_for_and_nothing_of_evidence_is_said():
     still = stills.make_still(3, (3, 3))
-    asked = stills.ask_all(still)
+    asked = stills.ask_all([still])
     assert len(asked) == 4 * len(still.objects) + 1
     (name, box), place = still.objects[0], re.compile(r"\[\d+,\d+,\d+,\d+\]")
     where = next(one for one in asked if one.question == f"Where is the {name}?")
@@ -44,17 +47,37 @@ def test_every_object_is_asked_for_and_nothing_of_evidence_is_said():
 
 
 def test_only_answers_are_targets(model):
-    batch = stills.make_batch(model.processor, 5, 4, (1, 3))
-    assert batch.tokens.shape == (4, stills.ROW_TOKENS)
+    batch = stills.make_batch(model.processor, 5, 4, LESSON)
+    assert batch.tokens.shape == (4, LESSON.row_tokens)
     decode = model.processor.tokenizer.decode
     for row in range(4):
         learned = batch.targets[row][batch.target_slots[row] >= 0]
         answers = decode(learned.tolist()).split("<|im_end|>")
         assert answers.pop() == ""
-        possible = {one.answer for one in stills.ask_all(_still_of(batch_seed=5, row=row))}
+        possible = {one.answer for one in stills.ask_all([_still_of(batch_seed=5, row=row)])}
         assert answers and set(answers) <= possible
-    again = stills.make_batch(model.processor, 5, 4, (1, 3))
+    again = stills.make_batch(model.processor, 5, 4, LESSON)
     np.testing.assert_array_equal(again.tokens, batch.tokens)
+
+
+def test_words_around_and_several_pictures(model):
+    """What is asked for is on one of the pictures only; lines are repeated to the letter; evidence is never said."""
+    lesson = stills.Lesson((2, 3), pictures=3, words=8)
+    batch = stills.make_batch(model.processor, 1, 6, lesson)
+    assert batch.tokens.shape == (6, lesson.row_tokens)
+    decode = model.processor.tokenizer.decode
+    seeds = np.random.default_rng(1).integers(2**32, size=(6, 3)).tolist()
+    for row in range(6):
+        shown = [stills.make_still(seed, (2, 3)) for seed in seeds[row]]
+        names = Counter(name for still in shown for name, _ in still.objects)
+        asked = stills.ask_all(shown)
+        assert all(names[one.question[len("Where is the ") : -1]] <= 1 for one in asked)
+        text = decode(batch.tokens[row].tolist())
+        assert text.count("<|vision_start|>") == 3 and not re.search(r"<(think|answer|obj|box|t)>", text)
+        learned = decode(batch.targets[row][batch.target_slots[row] >= 0].tolist()).split("<|im_end|>")[:-1]
+        possible = {one.answer for one in asked}
+        repeated = [answer for answer in learned if answer not in possible]
+        assert learned and all(f"Repeat: {answer}" in text for answer in repeated)
 
 
 def _still_of(batch_seed: int, row: int) -> stills.Still:
