@@ -43,9 +43,9 @@ class Samples(samples.Samples):
 class SFTBatches:
     """Step -> packed batch as numpy arrays, made ahead of time. A batch is a pure function of data, seed and step.
 
-    `rows_multiple`: rows are split over this many devices. Of several processes each gets its `share` of the rows.
-    The shapes are chosen from the first window of records; a batch that fits none of
-    them has one of its own, in coarse steps. A record that cannot be used leaves its place empty.
+    `rows_multiple`: rows are split over this many devices. Of several processes each gets its `share` of the rows. The
+    shapes are chosen from the first window of records; a batch that fits none of them has one of its own, in coarse
+    steps. A record that cannot be used leaves its place empty.
     """
 
     def __init__(
@@ -86,8 +86,7 @@ class SFTBatches:
     def note_bad(self, reasons: Mapping[int, str]) -> None:
         """Count what other processes could not use. Raises: InputError if too many are bad."""
         for index, reason in reasons.items():
-            if index not in self._samples.bad.reasons:
-                self._samples.bad.add(index, reason)
+            self._samples.bad.add(index, reason)
 
     def sizes(self, step: int) -> list[packing.Size]:
         """The room that each sample of a step takes, in all processes."""

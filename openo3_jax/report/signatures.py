@@ -85,6 +85,11 @@ def _went(name: str, found: Course) -> str:
     return f"{name} went from {found.first:.3g} to {found.last:.3g}"
 
 
+def _ends_above(metrics: Mapping[str, Series], metric: str, limit: float, name: str) -> tuple[bool, str] | None:
+    found = course(metrics.get(metric))
+    return None if found is None else (found.last > limit, _went(name, found))
+
+
 # ---- rules on metrics ----
 
 
@@ -157,7 +162,7 @@ def _forgetting(metrics: Mapping[str, Series], samples: Samples) -> Finding:
 
 def _length_explosion(metrics: Mapping[str, Series], samples: Samples) -> Finding:
     del samples
-    length, cut = course(metrics.get("gspo/length")), course(metrics.get("gspo/cut"))
+    length = course(metrics.get("gspo/length"))
     return _judge(
         "length explosion",
         f"answers of the last fifth are more than {LENGTH_GROWTH} times as long as those of the first, or more than "
@@ -166,54 +171,50 @@ def _length_explosion(metrics: Mapping[str, Series], samples: Samples) -> Findin
         "luck, so set cut='zero' or 'drop', or raise max_new_tokens.",
         [
             None if length is None else (length.last > LENGTH_GROWTH * length.first, _went("length in tokens", length)),
-            None if cut is None else (cut.last > CUT_HIGH, _went("share that the limit cut", cut)),
+            _ends_above(metrics, "gspo/cut", CUT_HIGH, "share that the limit cut"),
         ],
     )
 
 
 def _divergence(metrics: Mapping[str, Series], samples: Samples) -> Finding:
     del samples
-    kl = course(metrics.get("gspo/kl"))
     return _judge(
         "runaway policy",
         f"the divergence from the reference is above {KL_HIGH} nats per token in the last fifth",
         "gspo/kl, gspo/grad_norm and gspo/clip_fraction: lower the learning rate, raise kl_coef.",
-        [None if kl is None else (kl.last > KL_HIGH, _went("kl", kl))],
+        [_ends_above(metrics, "gspo/kl", KL_HIGH, "kl")],
         "gspo/kl is not recorded over enough steps (kl_coef=0 keeps no reference)",
     )
 
 
 def _nothing_to_learn(metrics: Mapping[str, Series], samples: Samples) -> Finding:
     del samples
-    equal = course(metrics.get("gspo/all_equal"))
     return _judge(
         "nothing to learn from",
         f"in more than {EQUAL_HIGH:.0%} of the groups of the last fifth all answers earn the same",
         "gspo/all_wrong and gspo/all_right: questions are too hard or too easy; raise temperature or num_samples, or "
         "choose other records.",
-        [None if equal is None else (equal.last > EQUAL_HIGH, _went("share of such groups", equal))],
+        [_ends_above(metrics, "gspo/all_equal", EQUAL_HIGH, "share of such groups")],
     )
 
 
 def _clipping(metrics: Mapping[str, Series], samples: Samples) -> Finding:
     del samples
-    clipped = course(metrics.get("gspo/clip_fraction"))
     return _judge(
         "clipped away",
         f"more than {CLIP_HIGH:.0%} of the tokens of the last fifth are clipped",
         "gspo/ratio: fewer minibatches per rollout, a lower learning rate or a wider clip.",
-        [None if clipped is None else (clipped.last > CLIP_HIGH, _went("clip fraction", clipped))],
+        [_ends_above(metrics, "gspo/clip_fraction", CLIP_HIGH, "clip fraction")],
     )
 
 
 def _two_models(metrics: Mapping[str, Series], samples: Samples) -> Finding:
     del samples
-    gap = course(metrics.get("gspo/logp_gap_mean"))
     return _judge(
         "sampler and trainer differ",
         f"their log-probabilities of the same tokens are more than {GAP_HIGH} nats apart on average in the last fifth",
         "dtypes and attention kernels of sampling and training; old_logp='recompute' with importance_cap helps.",
-        [None if gap is None else (gap.last > GAP_HIGH, _went("mean gap in nats", gap))],
+        [_ends_above(metrics, "gspo/logp_gap_mean", GAP_HIGH, "mean gap in nats")],
     )
 
 

@@ -29,13 +29,6 @@ BOUND_S = 60  # within which a survivor must have ended; a few seconds on a quie
 
 
 @pytest.fixture(scope="module")
-def server():
-    server = tiny_runs.Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
 def root(tmp_path_factory):
     """Six records of each stage, of which one of each cannot be decoded."""
     root = tiny_runs.prepare(tmp_path_factory.mktemp("hosts"), layers=1)

@@ -23,13 +23,6 @@ FREE = ("time/", "memory/")  # groups of metrics that may differ between two run
 
 
 @pytest.fixture(scope="module")
-def server():
-    server = tiny_runs.Server()
-    yield server
-    server.close()
-
-
-@pytest.fixture(scope="module")
 def root(tmp_path_factory):
     return tiny_runs.prepare(tmp_path_factory.mktemp("runs"))
 
