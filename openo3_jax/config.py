@@ -269,6 +269,7 @@ class SamplingConfig:
     temperature: float = 1.0  # 0 is greedy
     top_p: float = 1.0  # 1 is off
     top_k: int = 0  # 0 is off
+    repetition_penalty: float = 1.0  # of tokens that the prompt or the answer has already; 1 is off, above discourages
 
     def __post_init__(self):
         if self.num_samples < 1 or self.max_new_tokens < 1:
@@ -280,6 +281,8 @@ class SamplingConfig:
                 f"sampling: need temperature >= 0, 0 < top_p <= 1, top_k >= 0; got {self.temperature}, {self.top_p}, "
                 f"{self.top_k}"
             )
+        if self.repetition_penalty <= 0:
+            raise InputError(f"sampling: need repetition_penalty > 0; got {self.repetition_penalty}")
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

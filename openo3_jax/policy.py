@@ -133,6 +133,7 @@ class Policy:
         temperature: float = 1.0,
         top_p: float = 1.0,
         top_k: int = 0,
+        repetition_penalty: float = 1.0,
         seed: int | Sequence[int] = 0,
         ban_special: bool = True,
     ) -> Generations:
@@ -143,7 +144,12 @@ class Policy:
         tokenizer lacks. Raises InputError for settings out of range or a wrong number of seeds.
         """
         config = SamplingConfig(
-            num_samples=num_samples, max_new_tokens=max_new_tokens, temperature=temperature, top_p=top_p, top_k=top_k
+            num_samples=num_samples,
+            max_new_tokens=max_new_tokens,
+            temperature=temperature,
+            top_p=top_p,
+            top_k=top_k,
+            repetition_penalty=repetition_penalty,
         )
         seeds = [seed] * len(conversations) if isinstance(seed, int | np.integer) else list(seed)
         if len(seeds) != len(conversations):

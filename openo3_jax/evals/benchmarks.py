@@ -34,6 +34,7 @@ class Benchmark:
     video: VideoConfig
     video_mode: Literal["frames", "native"]
     max_new_tokens: int
+    repetition_penalty: float = 1.05  # the reference's (eval/models/model_vllm.py)
     questions: Callable[[items.Item, Said], judge.Question | None] = lambda item, said: None
     votes: bool = False
 

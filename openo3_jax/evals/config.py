@@ -17,6 +17,7 @@ class EvalConfig:
     seed: int = 0
     temperature: float = 0.0  # 0 is greedy; voting over several samples wants 1.0
     max_new_tokens: int | None = None
+    repetition_penalty: float | None = None  # 1 is none
     num_samples: int = 1  # per question; they share its prefix and vote
     # votes weigh alike, or by how far the evidence cited helps: mean over its objects (paper), one look (released)
     vote: Vote = "majority"

@@ -33,10 +33,12 @@ def sampling_of(config: EvalConfig, benchmark: benchmarks.Benchmark) -> Sampling
         raise InputError(f"eval: {benchmark.name} has no options; --evidence compares the options that are chosen")
     if config.num_samples > 1 and not benchmark.votes:
         raise InputError(f"eval: {benchmark.name} has no options to vote on; expected num_samples=1")
+    penalty = config.repetition_penalty
     return SamplingConfig(
         num_samples=config.num_samples,
         temperature=config.temperature,
         max_new_tokens=config.max_new_tokens or benchmark.max_new_tokens,
+        repetition_penalty=benchmark.repetition_penalty if penalty is None else penalty,
     )
 
 

@@ -27,6 +27,7 @@ class Prompts(NamedTuple):
 
     logits: Float[Array, "prompts vocab"]
     prefix: list[kv_cache.Prefix]
+    tokens: Int[Array, "prompts prefix"]
     in_prefix: Bool[Array, "prompts prefix"]
     next_position: Int[Array, " prompts"]
 
@@ -99,7 +100,7 @@ def prefill(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch, last_slots:
     last = jnp.take_along_axis(hidden, last_slots[:, None, None], axis=1)[:, 0]
     in_prefix = batch.segments > 0
     next_position = jnp.max(jnp.where(in_prefix[:, None], batch.positions, -1), axis=(1, 2)) + 1
-    return Prompts(model.logits(last), kv_cache.split_layers(cache), in_prefix, next_position)
+    return Prompts(model.logits(last), kv_cache.split_layers(cache), batch.tokens, in_prefix, next_position)
 
 
 def decode(
@@ -120,9 +121,12 @@ def decode(
     group, capacity = keys.shape[1], config.max_new_tokens
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))
     knobs = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
+    knobs["repetition_penalty"] = config.repetition_penalty
+    mark = jax.vmap(lambda seen, token: seen.at[token].set(True))
 
-    def draw(logits, step):
-        return sampling.sample(logits, fold(keys, step), banned, **knobs)
+    def draw(logits, step, seen):
+        token, logp = sampling.sample(logits, fold(keys, step), banned, seen=seen, **knobs)
+        return token, logp, None if seen is None else jax.vmap(mark)(seen, token)
 
     def record(out: Generated, step, token, logp):
         alive = ~out.finished
@@ -150,13 +154,13 @@ def decode(
         return jnp.einsum("pgd,vd->pgv", x, head, preferred_element_type=jnp.float32), kept
 
     def body(carry):
-        step, token, suffixes, out = carry
+        step, token, suffixes, seen, out = carry
         logits, suffixes = forward(token, suffixes, step)
-        token, logp = draw(logits, step + 1)
-        return step + 1, token, suffixes, record(out, step + 1, token, logp)
+        token, logp, seen = draw(logits, step + 1, seen)
+        return step + 1, token, suffixes, seen, record(out, step + 1, token, logp)
 
     def unfinished(carry):
-        step, _, _, out = carry
+        step, *_, out = carry
         return (step + 1 < limit) & ~jnp.all(out.finished)
 
     shape = keys.shape
@@ -167,7 +171,17 @@ def decode(
         jnp.broadcast_to(~jnp.any(prompts.in_prefix, axis=1)[:, None], shape),  # rows of padding are done
     )
     logits = jnp.broadcast_to(prompts.logits[:, None], (shape[0], group, prompts.logits.shape[-1]))
-    token, logp = draw(logits, jnp.int32(0))
+    token, logp, seen = draw(
+        logits, jnp.int32(0), _in_prompts(prompts, logits) if config.repetition_penalty != 1 else None
+    )
     suffixes = [kv_cache.empty_suffix(prefix, group, capacity) for prefix in prompts.prefix]
-    carry = (jnp.int32(0), token, suffixes, record(out, jnp.int32(0), token, logp))
-    return jax.lax.while_loop(unfinished, body, carry)[3]
+    carry = (jnp.int32(0), token, suffixes, seen, record(out, jnp.int32(0), token, logp))
+    return jax.lax.while_loop(unfinished, body, carry)[-1]
+
+
+def _in_prompts(prompts: Prompts, logits: Float[Array, "prompts group vocab"]) -> Bool[Array, "prompts group vocab"]:
+    """The tokens of each prompt, of the vocabulary; the same for each of its samples."""
+    vocab = logits.shape[-1]
+    at = jnp.where(prompts.in_prefix, prompts.tokens, vocab)  # padding is marked outside and dropped
+    seen = jax.vmap(lambda row: jnp.zeros(vocab, bool).at[row].set(True, mode="drop"))(at)
+    return jnp.broadcast_to(seen[:, None], logits.shape)

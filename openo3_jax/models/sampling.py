@@ -1,4 +1,4 @@
-"""Logits -> tokens: bans, temperature, top-k, top-p. Pure functions of arrays; each row has its own key."""
+"""Logits -> tokens: penalty, bans, temperature, top-k, top-p. Pure functions of arrays; each row has its own key."""
 
 import jax
 import jax.numpy as jnp
@@ -22,6 +22,16 @@ def keep_top_p(logits: Float[Array, "*rows vocab"], p: float) -> Float[Array, "*
     return jnp.where(logits < least, attention.MASKED, logits)
 
 
+def discourage(
+    logits: Float[Array, "*rows vocab"], seen: Bool[Array, "*rows vocab"], penalty: float
+) -> Float[Array, "*rows vocab"]:
+    """Logits of tokens that were seen, divided by the penalty where positive and multiplied where negative.
+
+    As CTRL (arXiv 1909.05858), transformers and vLLM have it; `generation_config.json` of Qwen2.5-VL asks for 1.05.
+    """
+    return jnp.where(seen, jnp.where(logits > 0, logits / penalty, logits * penalty), logits)
+
+
 def sample(
     logits: Float[Array, "*rows vocab"],
     keys: Array,
@@ -30,13 +40,16 @@ def sample(
     temperature: float,
     top_k: int,
     top_p: float,
+    seen: Bool[Array, "*rows vocab"] | None = None,
+    repetition_penalty: float = 1.0,
 ) -> tuple[Int[Array, "*rows"], Float[Array, "*rows"]]:
     """One token per row and its log-probability under the raw logits (temperature 1, whole vocabulary).
 
     `temperature` 0 takes the largest logit that is not banned; `top_k` 0 and `top_p` 1 are off. `keys`: one PRNG key
-    per row, so that a row's token does not depend on its neighbours.
+    per row, so that a row's token does not depend on its neighbours. `seen`: what `repetition_penalty` is for.
     """
-    allowed = jnp.where(banned, attention.MASKED, logits)
+    allowed = logits if seen is None else discourage(logits, seen, repetition_penalty)
+    allowed = jnp.where(banned, attention.MASKED, allowed)
     if temperature == 0.0:
         token = jnp.argmax(allowed, axis=-1)
     else:

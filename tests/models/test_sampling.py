@@ -91,6 +91,16 @@ def test_log_probability_is_of_the_raw_logits():
         np.testing.assert_allclose(logp, np.log([0.5, 0.25, 0.125, 0.0625, 0.0625])[tokens], rtol=1e-5)
 
 
+def test_a_penalty_is_for_what_was_seen():
+    """2 and -1 become 1 and -2 where seen; the log-probability stays that of the raw logits."""
+    logits, seen = jnp.array([2.0, -1.0, 1.5, -1.0]), jnp.array([True, True, False, False])
+    np.testing.assert_array_equal(sampling.discourage(logits, seen, 2.0), [1.0, -2.0, 1.5, -1.0])
+    greedy = {"temperature": 0.0, "top_k": 0, "top_p": 1.0, "seen": seen, "repetition_penalty": 2.0}
+    token, logp = sampling.sample(logits, jax.random.key(0), jnp.zeros(4, bool), **greedy)
+    assert int(token) == 2
+    np.testing.assert_allclose(logp, jax.nn.log_softmax(logits)[2], rtol=1e-6)
+
+
 def test_a_row_does_not_depend_on_its_neighbours():
     keys = jax.random.split(jax.random.key(3), 4)
     logits = np.random.default_rng(0).normal(size=(4, 50)).astype(np.float32)

@@ -186,13 +186,15 @@ def test_gradients_of_every_leaf(pair, conversations, samples):
     assert set(expected) <= {hf_mapping.HEAD_KEY}, "leaves without a counterpart"
 
 
-def test_greedy_tokens(pair, conversations):
+@pytest.mark.parametrize("penalty", [1.0, 1.3])
+def test_greedy_tokens(penalty, pair, conversations):
     """64 tokens after each prompt of the mixed batch, the same ids banned on both sides."""
     banned = pair.ours.processor.banned_ids(pair.ours.config.text.vocab_size).tolist()
     inputs = hf.encode(pair.processor, conversations, padding_side="left")
-    theirs = pair.theirs.generate(**inputs, do_sample=False, max_new_tokens=64, suppress_tokens=banned).numpy()
+    asked = {"do_sample": False, "max_new_tokens": 64, "suppress_tokens": banned, "repetition_penalty": penalty}
+    theirs = pair.theirs.generate(**inputs, **asked).numpy()
     theirs = theirs[:, inputs["input_ids"].shape[1] :]
-    ours = pair.ours.generate(conversations, temperature=0.0, max_new_tokens=64)
+    ours = pair.ours.generate(conversations, temperature=0.0, max_new_tokens=64, repetition_penalty=penalty)
     for row, tokens in enumerate(ours.tokens):
         assert ours.finished[row][0] == (tokens[0][-1] in pair.ours.processor.stop_ids)
         assert len(tokens[0]) == 64 or ours.finished[row][0]
