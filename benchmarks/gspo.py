@@ -140,7 +140,7 @@ def operations(config: ModelConfig, prompt: Sample, side: Side, new_tokens: int)
     pairs = flops.causal_pairs(length, [new_tokens] * group) - flops.causal_pairs(length)
     decode = flops.text_flops(config.text, tokens=targets, pairs=pairs, targets=targets)
     update = flops.forward_flops(config, prompt.grids, prompt=length, completions=[new_tokens] * group, targets=targets)
-    return float(rows * (prefill + decode + 4 * update))
+    return float(rows * (prefill + decode + 4 * update))  # forward, twice that backward, and the reference's forward
 
 
 def temporary_bytes(step: Any, state: Any, rollouts: Rollouts) -> int:

@@ -6,7 +6,6 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from openo3_jax.config import VideoConfig
-from openo3_jax.errors import InputError
 from openo3_jax.verbs import shared
 
 
@@ -31,8 +30,7 @@ def check(
         problems = store.verify(root)
         print("\n".join([*problems, f"prepared set: {len(problems)} files differ from {store.MANIFEST}"]))
         return 2 if problems else 0
-    if json is not None and (json.is_dir() or not json.absolute().parent.is_dir()):
-        raise InputError(f"--json {json}: cannot be written; expected the name of a file in a directory that exists")
+    shared.check_place("--json", json)
     with shared.progress("check") as advance:
         report = check.check_root(root, jobs=workers.count(jobs), advance=advance, fix=fix)
     if json is not None:

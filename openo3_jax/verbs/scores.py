@@ -36,6 +36,7 @@ def score(
     from openo3_jax import api
     from openo3_jax.rewards import commands
 
+    shared.check_place("--json", json)
     options = {"rules": rules, "explain": explain, "what_if": what_if, "json_out": None if json is None else str(json)}
     with contextlib.ExitStack() as stack:
         sizes = None if root is None else stack.enter_context(api.MediaSizes(root))
@@ -58,6 +59,7 @@ def redteam(
     """
     from openo3_jax.rewards import commands
 
+    shared.check_place("--json", json)
     chosen = {"rules": rules} if rules else {}
     print(commands.redteam(**chosen, reward=reward, json_out=None if json is None else str(json)))
 

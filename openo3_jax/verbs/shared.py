@@ -2,6 +2,7 @@
 
 import contextlib
 from collections.abc import Callable, Iterator
+from pathlib import Path
 
 from tyro.conf import arg
 
@@ -25,6 +26,12 @@ def mesh_axes(text: str | None) -> dict[str, int] | None:
     if len(axes) != len(pairs):
         raise InputError(f"--mesh {text}: expected different axes with their sizes, such as fsdp=4,tensor=2")
     return axes
+
+
+def check_place(flag: str, file: Path | None) -> None:
+    """Before what may take minutes. Raises: InputError for a file that cannot be written."""
+    if file is not None and (file.is_dir() or not file.absolute().parent.is_dir()):
+        raise InputError(f"{flag} {file}: cannot be written; expected the name of a file in a directory that exists")
 
 
 @contextlib.contextmanager

@@ -141,6 +141,7 @@ def plan_of(recipe: SFTConfig | GSPOConfig) -> Callable[..., int]:
             search: try meshes, remat policies and batches; rank what fits; find the most that a device holds.
             json: where to write all figures.
         """
+        shared.check_place("--json", json)
         from openo3_jax.plan import command
 
         text, fits = command.run(

@@ -14,35 +14,13 @@ import pytest
 
 from data import hostile
 from data.test_hostile import children
-from openo3_jax import recipes, tiny
-from openo3_jax.data import annotations, loader, packing, pipeline, plan, prompts, synthetic, tiny_tokenizer, tokens
+from openo3_jax import recipes
+from openo3_jax.data import annotations, loader, packing, pipeline, plan, prompts
 from openo3_jax.errors import InputError
 from openo3_jax.types import RowShare
 
-NUM = 20
+NUM = 20  # records of each stage in `root`
 CONFIG = dataclasses.replace(recipes.demo(), steps=12, batch_size=4, max_row_tokens=1024, seed=5, workers=2)
-
-
-@pytest.fixture(scope="module")
-def root(tmp_path_factory):
-    root = tmp_path_factory.mktemp("root")
-    synthetic.write_dataset(root, num_train=NUM, seed=1)
-    return root
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """A directory with all that a processor needs, without weights."""
-    directory = tmp_path_factory.mktemp("model")
-    ids = tiny_tokenizer.write_tokenizer(directory)
-    config = tiny.tiny_config(ids, hidden_size=64, layers=2)
-    (directory / "config.json").write_text(json.dumps(config.to_hf()))
-    return directory
-
-
-@pytest.fixture(scope="module")
-def processor(model):
-    return tokens.load_processor(model)
 
 
 class Run:

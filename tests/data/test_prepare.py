@@ -6,7 +6,7 @@ import sys
 import numpy as np
 import pytest
 
-from data.test_pipeline import CONFIG, Run, digest, model, processor, root  # noqa: F401 - fixtures
+from data.test_pipeline import CONFIG, Run, digest
 from openo3_jax import cli
 from openo3_jax.config import VideoConfig
 from openo3_jax.data import annotations, prepare, prompts, store, synthetic, transforms, workers
@@ -15,13 +15,13 @@ from openo3_jax.errors import InputError
 SMALL = VideoConfig(max_frames=8, min_pixels=3136, max_pixels=3136)
 
 
-def run_prepare(root, out, **settings):  # noqa: F811
+def run_prepare(root, out, **settings):
     settings = {"frames": "raw", "config": SMALL, "jobs": 2, "max_bad_fraction": 0.0} | settings
     return prepare.prepare_root(root, out, **settings)
 
 
 @pytest.fixture(scope="module")
-def raw(root, tmp_path_factory):  # noqa: F811
+def raw(root, tmp_path_factory):
     out = tmp_path_factory.mktemp("prepared")
     run_prepare(root, out, config=CONFIG.video)
     return out
@@ -38,7 +38,7 @@ def texts_of(prepared):
 
 
 @pytest.mark.parametrize("stage", ["sft", "rl"])
-def test_raw_frames_come_back_as_they_were(stage, root, raw):  # noqa: F811
+def test_raw_frames_come_back_as_they_were(stage, root, raw):
     wording = prompts.load_prompts()
     pairs = []
     for place in (root, raw):
@@ -51,7 +51,7 @@ def test_raw_frames_come_back_as_they_were(stage, root, raw):  # noqa: F811
             np.testing.assert_array_equal(a, b)
 
 
-def test_batches_are_those_of_the_videos(root, raw, processor):  # noqa: F811
+def test_batches_are_those_of_the_videos(root, raw, processor):
     with Run(root, processor) as direct, Run(raw, processor) as stored:
         for step in (0, 3, 6):
             assert digest(stored.batches(step)) == digest(direct.batches(step))
@@ -59,7 +59,7 @@ def test_batches_are_those_of_the_videos(root, raw, processor):  # noqa: F811
         assert not any(decoder._process for decoder in stored.samples._decoders._all)  # no video is opened
 
 
-def test_jpeg_frames_are_close_and_small(root, raw, tmp_path):  # noqa: F811
+def test_jpeg_frames_are_close_and_small(root, raw, tmp_path):
     run_prepare(root, tmp_path / "out", frames="jpeg", config=CONFIG.video)
     wording, config = prompts.load_prompts(), CONFIG.video
     records = annotations.load_stage(tmp_path / "out", "sft")
@@ -90,7 +90,7 @@ def test_the_manifest_tells_damage(raw, tmp_path, capsys):
     assert f"{shard}: is damaged" in out and "sizes-rl.jsonl: is missing" in out
 
 
-def test_an_interrupted_preparation_goes_on(root, raw, tmp_path, monkeypatch):  # noqa: F811
+def test_an_interrupted_preparation_goes_on(root, raw, tmp_path, monkeypatch):
     monkeypatch.setattr(prepare, "PART_RECORDS", 7)
     decoded = []
     borrow = workers.Decoders.map
@@ -133,7 +133,7 @@ def test_bad_records_are_left_out_and_named(tmp_path):
     assert broken["id"] not in [record["id"] for record in annotations.load_stage(tmp_path / "out", "sft")]
 
 
-def test_a_share_of_bad_records_is_a_share(root, tmp_path):  # noqa: F811
+def test_a_share_of_bad_records_is_a_share(root, tmp_path):
     with pytest.raises(InputError, match=r"max_bad_fraction=2; expected a share in \[0, 1\)"):
         run_prepare(root, tmp_path / "out", max_bad_fraction=2.0)
     assert not (tmp_path / "out").exists()
@@ -145,8 +145,9 @@ def test_nothing_but_the_set_is_left(raw):
 
 
 def test_other_settings_and_records_are_refused(raw):
-    config = dataclasses.replace(CONFIG.video, max_frames=6)
-    with pytest.raises(InputError, match=r"was prepared with max_frames=8, not 6"):
+    own = CONFIG.video.max_frames
+    config = dataclasses.replace(CONFIG.video, max_frames=own - 2)
+    with pytest.raises(InputError, match=f"was prepared with max_frames={own}, not {own - 2}"):
         store.Stored(raw, "sft", config)
     stored = store.Stored(raw, "sft", dataclasses.replace(CONFIG.video, key_frames="none", deadline_s=1.0))
     record = annotations.load_stage(raw, "sft")[0] | {"question": "another?"}
@@ -162,10 +163,10 @@ def test_tfds_reads_it_without_tensorflow(raw):
         "print(len(source), record['id'], len(source[3]['pictures']), 'tensorflow' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["20", "rl-3", "8", "False"]
+    assert done.stdout.split() == ["20", "rl-3", str(CONFIG.video.max_frames), "False"]
 
 
-def test_the_verb(root, tmp_path, capsys):  # noqa: F811
+def test_the_verb(root, tmp_path, capsys):
     small = ["--video.max-frames", "4", "--video.min-pixels", "3136", "--video.max-pixels", "3136"]
     assert cli.main(["data", "prepare", str(root), str(tmp_path / "out"), "--jobs", "2", *small]) == 0
     out = capsys.readouterr().out

@@ -2,19 +2,18 @@ import dataclasses
 
 import numpy as np
 
-from data.test_pipeline import model, processor, root  # noqa: F401 - fixtures
 from openo3_jax.config import GSPOConfig
 from openo3_jax.data import annotations, prompts, rl_prompts, synthetic, transforms
 
 CONFIG = GSPOConfig(steps=6, batch_size=4, seed=2, workers=2)
 
 
-def make(root, processor, config=CONFIG):  # noqa: F811
+def make(root, processor, config=CONFIG):
     records = annotations.load_stage(root, "rl")
     return rl_prompts.Prompts(records, root, processor, config, prompts.load_prompts())
 
 
-def test_prompts_of_a_step_are_records_ready_for_model_and_rewards(root, processor):  # noqa: F811
+def test_prompts_of_a_step_are_records_ready_for_model_and_rewards(root, processor):
     records = annotations.load_stage(root, "rl")
     with make(root, processor) as source:
         steps = [source(step) for step in range(5)]
@@ -29,7 +28,7 @@ def test_prompts_of_a_step_are_records_ready_for_model_and_rewards(root, process
     assert prompt.record == prepared.reward_record
 
 
-def test_bad_records_are_left_out_and_told(root, processor, tmp_path):  # noqa: F811
+def test_bad_records_are_left_out_and_told(root, processor, tmp_path):
     synthetic.write_dataset(tmp_path, num_train=8, seed=1)
     broken = annotations.load_stage(tmp_path, "rl")[2]
     for path in tmp_path.glob(f"videos/**/{broken['video_path']}"):
@@ -41,7 +40,7 @@ def test_bad_records_are_left_out_and_told(root, processor, tmp_path):  # noqa: 
     assert sorted(prompt.index for step in steps for prompt in step.good) == [0, 1, 3, 4, 5, 6, 7]
 
 
-def test_prompts_of_like_length_meet(root, processor):  # noqa: F811
+def test_prompts_of_like_length_meet(root, processor):
     """With enough batches for several classes, lengths differ less within a step than among all records."""
     config = dataclasses.replace(CONFIG, weights=(("visual QA", 20.0),), steps=40)
     with make(root, processor, config) as source:
