@@ -52,6 +52,9 @@ class Samples(NamedTuple):
     gap: str = ""
 
 
+_Rule = Callable[[Mapping[str, Series], Samples], Finding]
+
+
 def course(series: Series | None) -> Course | None:
     """None for fewer than `FEWEST_STEPS` finite values."""
     values = [v for v in series.values if math.isfinite(v)] if series is not None else []
@@ -83,11 +86,6 @@ def _judge(name: str, rule: str, advice: str, checks: Sequence[tuple[bool, str] 
 
 def _went(name: str, found: Course) -> str:
     return f"{name} went from {found.first:.3g} to {found.last:.3g}"
-
-
-def _ends_above(metrics: Mapping[str, Series], metric: str, limit: float, name: str) -> tuple[bool, str] | None:
-    found = course(metrics.get(metric))
-    return None if found is None else (found.last > limit, _went(name, found))
 
 
 # ---- rules on metrics ----
@@ -162,7 +160,7 @@ def _forgetting(metrics: Mapping[str, Series], samples: Samples) -> Finding:
 
 def _length_explosion(metrics: Mapping[str, Series], samples: Samples) -> Finding:
     del samples
-    length = course(metrics.get("gspo/length"))
+    length, cut = course(metrics.get("gspo/length")), course(metrics.get("gspo/cut"))
     return _judge(
         "length explosion",
         f"answers of the last fifth are more than {LENGTH_GROWTH} times as long as those of the first, or more than "
@@ -171,54 +169,59 @@ def _length_explosion(metrics: Mapping[str, Series], samples: Samples) -> Findin
         "luck, so set cut='zero' or 'drop', or raise max_new_tokens.",
         [
             None if length is None else (length.last > LENGTH_GROWTH * length.first, _went("length in tokens", length)),
-            _ends_above(metrics, "gspo/cut", CUT_HIGH, "share that the limit cut"),
+            None if cut is None else (cut.last > CUT_HIGH, _went("share that the limit cut", cut)),
         ],
     )
 
 
-def _divergence(metrics: Mapping[str, Series], samples: Samples) -> Finding:
-    del samples
-    return _judge(
-        "runaway policy",
-        f"the divergence from the reference is above {KL_HIGH} nats per token in the last fifth",
-        "gspo/kl, gspo/grad_norm and gspo/clip_fraction: lower the learning rate, raise kl_coef.",
-        [_ends_above(metrics, "gspo/kl", KL_HIGH, "kl")],
-        "gspo/kl is not recorded over enough steps (kl_coef=0 keeps no reference)",
-    )
+def _limit(name: str, rule: str, advice: str, metric: str, limit: float, shown: str, gap: str = "") -> _Rule:
+    """Seen where a metric ends above a limit."""
+
+    def judge(metrics: Mapping[str, Series], samples: Samples) -> Finding:
+        del samples
+        found = course(metrics.get(metric))
+        return _judge(name, rule, advice, [None if found is None else (found.last > limit, _went(shown, found))], gap)
+
+    return judge
 
 
-def _nothing_to_learn(metrics: Mapping[str, Series], samples: Samples) -> Finding:
-    del samples
-    return _judge(
-        "nothing to learn from",
-        f"in more than {EQUAL_HIGH:.0%} of the groups of the last fifth all answers earn the same",
-        "gspo/all_wrong and gspo/all_right: questions are too hard or too easy; raise temperature or num_samples, or "
-        "choose other records.",
-        [_ends_above(metrics, "gspo/all_equal", EQUAL_HIGH, "share of such groups")],
-    )
+_divergence = _limit(
+    "runaway policy",
+    f"the divergence from the reference is above {KL_HIGH} nats per token in the last fifth",
+    "gspo/kl, gspo/grad_norm and gspo/clip_fraction: lower the learning rate, raise kl_coef.",
+    "gspo/kl",
+    KL_HIGH,
+    "kl",
+    "gspo/kl is not recorded over enough steps (kl_coef=0 keeps no reference)",
+)
+_nothing_to_learn = _limit(
+    "nothing to learn from",
+    f"in more than {EQUAL_HIGH:.0%} of the groups of the last fifth all answers earn the same",
+    "gspo/all_wrong and gspo/all_right: questions are too hard or too easy; raise temperature or num_samples, or "
+    "choose other records.",
+    "gspo/all_equal",
+    EQUAL_HIGH,
+    "share of such groups",
+)
+_clipping = _limit(
+    "clipped away",
+    f"more than {CLIP_HIGH:.0%} of the tokens of the last fifth are clipped",
+    "gspo/ratio: fewer minibatches per rollout, a lower learning rate or a wider clip.",
+    "gspo/clip_fraction",
+    CLIP_HIGH,
+    "clip fraction",
+)
+_two_models = _limit(
+    "sampler and trainer differ",
+    f"their log-probabilities of the same tokens are more than {GAP_HIGH} nats apart on average in the last fifth",
+    "dtypes and attention kernels of sampling and training; old_logp='recompute' with importance_cap helps.",
+    "gspo/logp_gap_mean",
+    GAP_HIGH,
+    "mean gap in nats",
+)
 
 
-def _clipping(metrics: Mapping[str, Series], samples: Samples) -> Finding:
-    del samples
-    return _judge(
-        "clipped away",
-        f"more than {CLIP_HIGH:.0%} of the tokens of the last fifth are clipped",
-        "gspo/ratio: fewer minibatches per rollout, a lower learning rate or a wider clip.",
-        [_ends_above(metrics, "gspo/clip_fraction", CLIP_HIGH, "clip fraction")],
-    )
-
-
-def _two_models(metrics: Mapping[str, Series], samples: Samples) -> Finding:
-    del samples
-    return _judge(
-        "sampler and trainer differ",
-        f"their log-probabilities of the same tokens are more than {GAP_HIGH} nats apart on average in the last fifth",
-        "dtypes and attention kernels of sampling and training; old_logp='recompute' with importance_cap helps.",
-        [_ends_above(metrics, "gspo/logp_gap_mean", GAP_HIGH, "mean gap in nats")],
-    )
-
-
-def _loss(name: str) -> Callable[[Mapping[str, Series], Samples], Finding]:
+def _loss(name: str) -> _Rule:
     def rule(metrics: Mapping[str, Series], samples: Samples) -> Finding:
         del samples
         series = metrics.get(name)
@@ -315,7 +318,6 @@ def box_shares(parsed: Parsed) -> list[float]:
     ]
 
 
-_Rule = Callable[[Mapping[str, Series], Samples], Finding]
 _SFT_RULES: tuple[_Rule, ...] = (_loss("sft/loss"), _forgetting)
 _GSPO_RULES: tuple[_Rule, ...] = (
     _spatial_collapse,
