@@ -91,7 +91,8 @@ def run(
     context = benchmarks.Context(verdicts=verdicts, weights=weights, boxes_in=config.boxes)
     found = benchmark.score(asked, said, context)
     failed = [said[call.key] for call in calls if said[call.key].error is not None]
-    notes = [*found.notes, *_notes(loaded.rejected, failed, judged_by.name if questions else None)]
+    judged = judge.notes_of(judged_by.name, verdicts) if questions else []
+    notes = [*found.notes, *judged, *_notes(loaded.rejected, failed)]
     text = write_report(benchmark, dataclasses.replace(found, notes=tuple(notes)), out, loaded.rejected, model)
     if config.evidence:
         with answerers(sampling) as answerer, reply_scorer() as scorer:
@@ -99,8 +100,8 @@ def run(
     return text
 
 
-def _notes(rejected: Sequence[str], failed: Sequence[items.Prediction], judge_name: str | None) -> list[str]:
-    notes = [] if judge_name is None else [f"judge of the open answers: {judge_name}; right from 2 of 3"]
+def _notes(rejected: Sequence[str], failed: Sequence[items.Prediction]) -> list[str]:
+    notes = []
     if failed:
         notes.append(f"{len(failed)} calls could not be asked and are left out; the first: {failed[0].error}")
     if rejected:

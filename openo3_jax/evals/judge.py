@@ -67,6 +67,21 @@ def correctness(verdict: Verdict | None) -> float:
     return float((verdict.score or 0) >= CORRECT_FROM)
 
 
+def notes_of(name: str, verdicts: Mapping[str, Verdict]) -> list[str]:
+    """What a reader of the table must know: who judged, and how many answers have no score."""
+    notes = [f"judge of the open answers: {name}; right from {CORRECT_FROM} of 3"]
+    unread = sum(verdict.score is None and verdict.error is None for verdict in verdicts.values())
+    if unread:
+        notes.append(f"{unread} verdicts hold no score from 0 to 3 and count as wrong")
+    errors = [verdict.error for verdict in verdicts.values() if verdict.error is not None]
+    if errors:
+        notes.append(
+            f"{len(errors)} answers have no verdict yet and are left out; run again to judge them; the first: "
+            f"{errors[0]}"
+        )
+    return notes
+
+
 # ---- judges ----
 
 

@@ -149,7 +149,7 @@ def score(
         ids=tuple(item.id for item in asked),
         columns=columns,
         groups=tuple(item.groups for item in asked),
-        notes=tuple(_notes(asked, said, verdicts)),
+        notes=tuple(_notes(asked, said)),
     )
 
 
@@ -195,20 +195,10 @@ def joint_counts(found: scores.Scores) -> dict[str, int]:
     )
 
 
-def _notes(
-    asked: Sequence[items.Item],
-    said: Mapping[items.Key, items.Prediction],
-    verdicts: Mapping[str, judge.Verdict],
-) -> list[str]:
-    unread = sum(verdict.score is None and verdict.error is None for verdict in verdicts.values())
-    open_ = sum(verdict.error is not None for verdict in verdicts.values())
+def _notes(asked: Sequence[items.Item], said: Mapping[items.Key, items.Prediction]) -> list[str]:
     texts = [said[item.id, name].texts for item in asked for name in CALLS if (item.id, name) in said]
     rate = metrics.format_rate([text for samples in texts for text in samples[:1]])
     notes = [f"answers in the taught form: {100 * rate:.1f} %"]
-    if unread:
-        notes.append(f"{unread} verdicts hold no score from 0 to 3 and count as wrong")
-    if open_:
-        notes.append(f"{open_} answers have no verdict yet and are left out of acc; run again to judge them")
     no_boxes = sum(not item.truth.boxes.seconds for item in asked)
     if no_boxes:
         notes.append(f"{no_boxes} items have no boxes and are left out of viou and ap")

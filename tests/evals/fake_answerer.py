@@ -52,7 +52,7 @@ def full(answer):
 
 def evaluate_with(name, root, out, say, *, judged_by="exact", config=None, score=None, **options):
     """The whole evaluation with `say(item, name of the call)` as the model, and `score(conversation)` as the scorer of
-    evidence; the table and results.json."""
+    evidence; the table and results.json. `judged_by`: a judge, or what `make_judge` takes."""
     words, chosen = wording.load_wording(), benchmarks.of(name)
     known = {
         items.hash_of(asked): (item, call)
@@ -70,7 +70,7 @@ def evaluate_with(name, root, out, say, *, judged_by="exact", config=None, score
         data=root,
         out=out,
         answerers=lambda sampling: contextlib.nullcontext(answerer),
-        judged_by=judge.make_judge(judged_by),
+        judged_by=judge.make_judge(judged_by) if isinstance(judged_by, str) else judged_by,
         config=config or EvalConfig(),
         words=words,
         model="oracle",

@@ -4,6 +4,7 @@ import io
 import json
 
 import fake_answerer
+import fake_server
 import numpy as np
 import pyarrow
 import pyarrow.parquet
@@ -13,7 +14,7 @@ from PIL import Image
 
 from openo3_jax.data import synthetic
 from openo3_jax.errors import InputError
-from openo3_jax.evals import benchmarks, choice, files, grounding, own, wording
+from openo3_jax.evals import benchmarks, choice, endpoint, files, grounding, judge, own, wording
 from openo3_jax.evals.config import EvalConfig
 
 WORDS = wording.load_wording()
@@ -295,6 +296,26 @@ def test_a_set_of_ones_own(tmp_path, clip):
     assert values["viou"] == pytest.approx((75.0, 2))
     assert results["groups"] == {"room": {"kitchen": {"n": 1, "accuracy": 100.0, "miou": None, "viou": None}}}
     assert "exact words" in text
+
+
+def test_answers_without_a_score_are_told_and_those_without_a_verdict_asked_again(tmp_path, clip, monkeypatch):
+    """Two open answers of five items; the third accuracy is that of options and needs no judge."""
+    monkeypatch.setenv("no_proxy", "127.0.0.1")
+    file = tmp_path / "own.jsonl"
+    file.write_text("\n".join(json.dumps(line) for line in own_lines(tmp_path, clip)))
+
+    def evaluate(out, reply):
+        with fake_server.serve(reply) as fake:
+            server = judge.EndpointJudge(endpoint.Endpoint(url=fake.url, model="judge-7", attempts=1))
+            text, results = fake_answerer.evaluate_with("jsonl", file, tmp_path / out, own_answers, judged_by=server)
+        return text, (results["values"]["accuracy"]["value"], results["values"]["accuracy"]["n"])
+
+    text, accuracy = evaluate("a", 503)
+    assert "2 answers have no verdict yet and are left out" in text and "status 503" in text and accuracy == (100.0, 1)
+    text, accuracy = evaluate("a", "3")
+    assert "no verdict yet" not in text and "judge-7 (prompt" in text and accuracy == (100.0, 3)
+    text, accuracy = evaluate("b", "I cannot say")
+    assert "2 verdicts hold no score" in text and accuracy == (pytest.approx(100 / 3), 3)
 
 
 @pytest.mark.parametrize(
