@@ -47,27 +47,33 @@ def read_rows(root: Path, *patterns: str) -> list[tuple[str, Row]]:
     for pattern in patterns:
         files = sorted(root.glob(pattern))
         if files:
-            return [(f"{file}:{i}", row) for file in files for i, row in enumerate(_read(file), 1)]
+            return [row for file in files for row in read_file(file)]
     raise InputError(f"{root}: has no {' or '.join(patterns)}; expected the benchmark's own files")
 
 
-def _read(file: Path) -> list[Row]:
+def read_file(file: Path) -> list[tuple[str, Row]]:
+    """The rows of one file, each with its place. Raises InputError where it is no table of objects."""
     readers = {".json": store.read_json, ".jsonl": _read_jsonl, ".tsv": _read_tsv, ".parquet": _read_parquet}
+    if file.suffix not in readers:
+        raise InputError(f"{file}: is no annotation file; expected one that ends in {', '.join(readers)}")
     rows = readers[file.suffix](file)
     if not isinstance(rows, list) or not all(isinstance(row, dict) for row in rows):
         raise InputError(f"{file}: expected a list of objects")
-    return rows
+    return [(f"{file}:{i}", row) for i, row in enumerate(rows, 1)]
 
 
 def _read_jsonl(file: Path) -> list[Any]:
-    lines = enumerate(file.read_text(encoding="utf-8").splitlines(), 1)
+    lines = enumerate(file.read_bytes().splitlines(), 1)  # as bytes, which break at newlines only
     return [store.parse_line(line, f"{file}:{i}") for i, line in lines if line.strip()]
 
 
 def _read_tsv(file: Path) -> list[Row]:
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    with file.open(encoding="utf-8-sig", newline="") as stream:
-        return list(csv.DictReader(stream, delimiter="\t"))
+    try:
+        with file.open(encoding="utf-8-sig", newline="") as stream:
+            return list(csv.DictReader(stream, delimiter="\t"))
+    except (UnicodeDecodeError, csv.Error) as error:
+        raise InputError(f"{file}: cannot be read as tab-separated UTF-8 ({error}); download it again") from None
 
 
 def _read_parquet(file: Path) -> list[Row]:

@@ -39,9 +39,11 @@ class Truth:
 
 def load(file: Path, words: wording.Wording) -> files.Loaded:
     """The items of a JSONL file; clips are found from its directory. Raises InputError where there is none."""
-    root = file.parent
-    rows = files.read_rows(root, file.name)
-    return files.load_items(rows, lambda row: make_item(row, files.find_clip(root, files.text_of(row, "video")), words))
+
+    def make(row: files.Row) -> items.Item:
+        return make_item(row, files.find_clip(file.parent, files.text_of(row, "video")), words)
+
+    return files.load_items(files.read_file(file), make)
 
 
 def make_item(row: files.Row, clip: Path, words: wording.Wording) -> items.Item:

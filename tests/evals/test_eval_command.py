@@ -73,6 +73,10 @@ MISTAKES = {
         ["eval", "vstar", "--model", "{r}/model", "--data", "{r}/model", "--out", "{r}/o"],
         "expected a list of objects",
     ),
+    "a directory of one's own": (
+        ["eval", "jsonl", "--model", "{r}/model", "--data", "{r}/vstar", "--out", "{r}/o"],
+        "vstar: is no annotation file; expected one that ends in .json, .jsonl",
+    ),
     "compare": (["eval", "--compare", "{r}", "{r}"], "cannot be read"),
 }
 

@@ -265,6 +265,20 @@ def test_damaged_parquet_is_named(tmp_path, content):
         files.read_rows(tmp_path, "test-*.parquet")
 
 
+@pytest.mark.parametrize("name", ["own.jsonl", "WorldSense.tsv"])
+def test_text_that_is_not_utf_8_is_named(tmp_path, name):
+    (tmp_path / name).write_bytes('{"id": "caf\u00e9"}\n'.encode("latin-1"))
+    with pytest.raises(InputError, match=rf"{name}.*can't decode byte"):
+        files.read_file(tmp_path / name)
+
+
+def test_a_line_of_json_ends_at_a_newline_only(tmp_path):
+    """U+2028 and U+0085 may stand in a JSON text as they are."""
+    (tmp_path / "[1].jsonl").write_text('\ufeff{"id": "a\u2028b\u0085c"}\r\n\n{"id": "2"}', encoding="utf-8")
+    rows = [row for _, row in files.read_file(tmp_path / "[1].jsonl")]
+    assert rows == [{"id": "a\u2028b\u0085c"}, {"id": "2"}]
+
+
 # ---- a set of one's own ----
 
 
