@@ -31,7 +31,9 @@ def run(
         raise InputError(f"eval {name}: {', '.join(missing)} missing; expected --model DIR --data ROOT --out DIR")
     benchmark = benchmarks.of(name)
     words = wording.load_wording(prompts)
-    evaluate.sampling_of(config, benchmark)  # said before the weights are read, which may take minutes
+    # Mistakes are told before the weights are read, which may take minutes.
+    evaluate.sampling_of(config, benchmark)
+    evaluate.video_of(config, benchmark)
     if not data.exists():
         raise InputError(f"{data}: no such data; expected the benchmark's directory, or a JSONL file")
     judged_by = judge.make_judge(judge_spec, model=judge_model, key_variable=judge_key)

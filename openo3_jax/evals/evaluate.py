@@ -33,23 +33,26 @@ def sampling_of(config: EvalConfig, benchmark: benchmarks.Benchmark) -> Sampling
         raise InputError(f"eval: {benchmark.name} has no options; --evidence compares the options that are chosen")
     if config.num_samples > 1 and not benchmark.votes:
         raise InputError(f"eval: {benchmark.name} has no options to vote on; expected num_samples=1")
-    penalty = config.repetition_penalty
+    most, penalty = config.max_new_tokens, config.repetition_penalty
     return SamplingConfig(
         num_samples=config.num_samples,
         temperature=config.temperature,
-        max_new_tokens=config.max_new_tokens or benchmark.max_new_tokens,
+        max_new_tokens=benchmark.max_new_tokens if most is None else most,
         repetition_penalty=benchmark.repetition_penalty if penalty is None else penalty,
     )
 
 
 def video_of(config: EvalConfig, benchmark: benchmarks.Benchmark) -> VideoConfig:
-    """The benchmark's frames, with what the flags say instead."""
+    """The benchmark's frames, with what the flags say instead; a smaller upper limit takes the lower one with it.
+
+    Raises: InputError as `VideoConfig` does.
+    """
     flags = {"max_frames": config.max_frames, "min_pixels": config.min_pixels, "max_pixels": config.max_pixels}
     given = {name: value for name, value in flags.items() if value is not None}
-    video = benchmark.video
-    if given.get("max_frames", video.max_frames) < video.min_frames:
-        given["min_frames"] = given["max_frames"]
-    return dataclasses.replace(video, **given)
+    for lower, upper in (("min_frames", "max_frames"), ("min_pixels", "max_pixels")):
+        if upper in given:
+            given.setdefault(lower, min(getattr(benchmark.video, lower), given[upper]))
+    return dataclasses.replace(benchmark.video, **given)
 
 
 def run(

@@ -58,7 +58,7 @@ def test_vstar_from_files_to_the_table_and_again(capsys, places, tmp_path, one_d
     assert (tmp_path / "during" / "vstar_000007" / scores.TABLE).is_file()
 
 
-VSTAR = ["eval", "vstar", "--model", "{r}", "--out", "{r}/o"]
+VSTAR = ["eval", "vstar", "--model", "{r}", "--out", "{r}/o"]  # a model that cannot be read: these come before it
 MISTAKES = {
     "no benchmark": (["eval"], "no benchmark"),
     "unknown": (["eval", "vstra", "--model", "{r}", "--data", "{r}", "--out", "{r}/o"], "unknown benchmark 'vstra'"),
@@ -69,6 +69,9 @@ MISTAKES = {
         "expected exact, rouge",
     ),
     "votes": ([*VSTAR, "--data", "{r}", "--num-samples", "2", "--temperature", "1"], "no options to vote on"),
+    "frames": ([*VSTAR, "--data", "{r}", "--max-frames", "1"], "need 2 <= min_frames"),
+    "pixels": ([*VSTAR, "--data", "{r}", "--max-pixels", "100"], "use at least 784"),
+    "no tokens": ([*VSTAR, "--data", "{r}", "--max-new-tokens", "0"], "max_new_tokens=0 must be at least 1"),
     "data": (
         ["eval", "vstar", "--model", "{r}/model", "--data", "{r}/model", "--out", "{r}/o"],
         "expected a list of objects",

@@ -1,5 +1,6 @@
 """The other benchmarks in their own file formats, on rendered clips: oracles, constant guessers, malformed rows."""
 
+import dataclasses
 import io
 import json
 
@@ -14,7 +15,7 @@ from PIL import Image
 
 from openo3_jax.data import synthetic
 from openo3_jax.errors import InputError
-from openo3_jax.evals import benchmarks, choice, endpoint, files, grounding, judge, own, wording
+from openo3_jax.evals import benchmarks, choice, endpoint, evaluate, files, grounding, judge, own, wording
 from openo3_jax.evals.config import EvalConfig
 
 WORDS = wording.load_wording()
@@ -318,17 +319,17 @@ def test_answers_without_a_score_are_told_and_those_without_a_verdict_asked_agai
     file = tmp_path / "own.jsonl"
     file.write_text("\n".join(json.dumps(line) for line in own_lines(tmp_path, clip)))
 
-    def evaluate(out, reply):
+    def judged(out, reply):
         with fake_server.serve(reply) as fake:
             server = judge.EndpointJudge(endpoint.Endpoint(url=fake.url, model="judge-7", attempts=1))
             text, results = fake_answerer.evaluate_with("jsonl", file, tmp_path / out, own_answers, judged_by=server)
         return text, (results["values"]["accuracy"]["value"], results["values"]["accuracy"]["n"])
 
-    text, accuracy = evaluate("a", 503)
+    text, accuracy = judged("a", 503)
     assert "2 answers have no verdict yet and are left out" in text and "status 503" in text and accuracy == (100.0, 1)
-    text, accuracy = evaluate("a", "3")
+    text, accuracy = judged("a", "3")
     assert "no verdict yet" not in text and "judge-7 (prompt" in text and accuracy == (100.0, 3)
-    text, accuracy = evaluate("b", "I cannot say")
+    text, accuracy = judged("b", "I cannot say")
     assert "2 verdicts hold no score" in text and accuracy == (pytest.approx(100 / 3), 3)
 
 
@@ -363,3 +364,29 @@ def test_the_published_budget(name):
     assert (benchmark.video.max_frames, benchmark.video.max_pixels) == (64, 262_144)
     assert (benchmark.video_mode, benchmark.max_new_tokens) == ("native", 8192)
     assert EvalConfig().temperature == 0
+
+
+LIMITS = {  # flags -> what changes of VideoMME's 4 to 64 frames of 100,352 to 262,144 px
+    (): {},
+    (("max_frames", 32),): {"max_frames": 32},
+    (("max_frames", 2),): {"max_frames": 2, "min_frames": 2},
+    (("max_pixels", 200_000),): {"max_pixels": 200_000},
+    (("max_pixels", 50_176),): {"max_pixels": 50_176, "min_pixels": 50_176},
+    (("max_pixels", 50_176), ("min_pixels", 3136)): {"max_pixels": 50_176, "min_pixels": 3136},
+}
+
+
+@pytest.mark.parametrize("flags", LIMITS)
+def test_flags_replace_the_budget(flags):
+    """Fewer pixels than the benchmark's least used to change nothing: the reference lets the lower limit win."""
+    benchmark = benchmarks.of("videomme")
+    expected = dataclasses.replace(benchmark.video, **LIMITS[flags])
+    assert evaluate.video_of(EvalConfig(**dict(flags)), benchmark) == expected
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"), [({}, (8192, 1.05)), ({"max_new_tokens": 5, "repetition_penalty": 1.0}, (5, 1.0))]
+)
+def test_flags_replace_the_sampling(given, expected):
+    sampling = evaluate.sampling_of(EvalConfig(**given), benchmarks.of("videomme"))
+    assert (sampling.max_new_tokens, sampling.repetition_penalty) == expected
