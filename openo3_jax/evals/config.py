@@ -40,6 +40,11 @@ class EvalConfig:
             raise InputError(
                 f"eval: num_samples={self.num_samples} at temperature 0 are all the same; give --temperature 1.0"
             )
+        if self.vote != "majority" and self.num_samples == 1:
+            raise InputError(
+                f"eval: --vote {self.vote} weighs several samples; got num_samples=1; give --num-samples 8 "
+                "--temperature 1.0"
+            )
         if self.evidence and (self.num_samples > 1 or self.temperature > 0):
             raise InputError(
                 f"eval: --evidence compares greedy answers; got num_samples={self.num_samples}, temperature="

@@ -150,6 +150,12 @@ def test_greedy_samples_are_refused():
         EvalConfig(num_samples=8)
 
 
+@pytest.mark.parametrize("rule", ["confidence", "released"])
+def test_one_sample_has_nothing_to_vote_with(rule):
+    with pytest.raises(InputError, match=f"--vote {rule} weighs several samples"):
+        EvalConfig(vote=rule)
+
+
 # ---- pixels ----
 
 
