@@ -78,11 +78,10 @@ def _answer(row: files.Row, question: str) -> choice.Truth:
 
 
 def _span(row: files.Row) -> tags.Span:
-    span = files.list_of(row, "span")
-    if len(span) != 2:
-        raise InputError(f"span={row['span']!r:.60}; expected [start, end] in seconds")
-    start_s, end_s = (files.number_of({"span": value}, "span") for value in span)
-    return tags.Span(start_s, end_s)
+    span = [files.number_of({"span": value}, "span") for value in files.list_of(row, "span")]
+    if len(span) != 2 or span[0] > span[1]:
+        raise InputError(f"span={row['span']!r:.60}; expected [start, end] in seconds, the end not before the start")
+    return tags.Span(*span)
 
 
 def _boxes(row: files.Row) -> vstar.Boxes:
@@ -94,10 +93,17 @@ def _boxes(row: files.Row) -> vstar.Boxes:
         else []
     )
     corners = [tags.box_from_json(box) for _, box in pairs]
-    if len(size) != 2 or min(size) < 1 or not pairs or not all(box and all(map(math.isfinite, box)) for box in corners):
-        raise InputError('boxes: expected {"second": [[x1, y1, x2, y2], ..]} and size [width, height]')
+    if len(size) != 2 or min(size) < 1 or not pairs or not all(box and _has_area(box) for box in corners):
+        raise InputError(
+            'boxes: expected {"second": [[x1, y1, x2, y2], ..]} with x1 < x2 and y1 < y2, and size [width, height]'
+        )
     seconds = tuple(files.number_of({"boxes": second}, "boxes") for second, _ in pairs)
     return vstar.Boxes(seconds, np.array(corners, np.float64), (size[0], size[1]))
+
+
+def _has_area(box: tags.Box) -> bool:
+    x1, y1, x2, y2 = box
+    return all(map(math.isfinite, box)) and x1 < x2 and y1 < y2
 
 
 def question_of(item: items.Item, said: Mapping[items.Key, items.Prediction]) -> judge.Question | None:

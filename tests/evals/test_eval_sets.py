@@ -337,7 +337,9 @@ def test_answers_without_a_score_are_told_and_those_without_a_verdict_asked_agai
     ("change", "part"),
     [
         ({"span": [1]}, "expected [start, end]"),
+        ({"span": [3, 1]}, "the end not before the start"),
         ({"boxes": {"2": [[1, 2, 3]]}, "size": [1, 1]}, "boxes: expected"),
+        ({"boxes": {"2": [[50, 20, 30, 80]]}, "size": [90, 90]}, "with x1 < x2"),  # as x, y, width, height
         ({"boxes": {"2": [[1, 2, 3, 4]]}}, "size=None"),
         ({"options": ["x"], "answer": "C"}, "expected one of A"),
         ({}, "neither answer, span nor boxes"),
