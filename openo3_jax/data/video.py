@@ -15,7 +15,7 @@ import numpy as np
 from jaxtyping import Float64, UInt8
 
 from openo3_jax.config import VideoConfig
-from openo3_jax.data import images
+from openo3_jax.data import images, sampling
 from openo3_jax.errors import InputError
 
 _START_DEADLINE_S = 60.0  # imports on a busy machine; not part of the deadline of a decode
@@ -93,6 +93,23 @@ class Decoder:
         """
         header, frames = self._call("decode", path, config.deadline_s, config=dataclasses.asdict(config))
         return _to_video(header, frames)
+
+    def read_part(self, path: str | os.PathLike, config: VideoConfig, start_s: float, end_s: float) -> Video:
+        """As many frames as `read` would take of the clip cut to these seconds; their times count from `start_s`.
+
+        Raises: as `read` does, where the part begins after the clip ends, and for a file whose frames cannot be found
+        by their times.
+        """
+        whole = self.probe(path, config)
+        length_s = min(end_s, whole.duration_s) - start_s
+        if start_s < 0 or length_s <= 0:
+            raise InputError(
+                f"{os.fspath(path)}: is {whole.duration_s:.1f} s long; expected a part of it in seconds, got "
+                f"{start_s:g} to {end_s:g}"
+            )
+        hundredths = max(round(100 * length_s), sampling.FRAME_FACTOR)
+        times_s = np.linspace(0.0, length_s, sampling.choose_num_frames(hundredths, 100.0, config))
+        return Video(self.frames_at(path, (start_s + times_s).tolist(), config), times_s, length_s, whole.source_hw)
 
     def probe(self, path: str | os.PathLike, config: VideoConfig) -> Video:
         """What `read` gives, but black and without memory: how many frames, how large and when.

@@ -20,20 +20,30 @@ _SPAN = re.compile(r"\s{0,4}(\d++(?:\.\d++)?)\s{0,4}-\s{0,4}(\d++(?:\.\d++)?)\s{
 def load_tvgbench(root: Path, words: wording.Wording) -> files.Loaded:
     """`tvgbench.json` of Time-R1 (arXiv:2503.13377): `path`, `question`, `answer` as `13.4-28.1`, in seconds.
 
-    Items that cut a part out of a longer clip (`start`, `end`) are rejected: clips are read whole.
+    Where `start` and `end` cut a part out of a longer clip, that is shown, and `answer` counts from its start.
     """
 
     def make(numbered: files.Row) -> items.Item:
         row = numbered["row"]
-        if row.get("start") is not None or row.get("end") is not None:
-            raise InputError(f"start={row.get('start')}, end={row.get('end')}: parts of clips are not read")
-        clip = files.find_clip(root, files.text_of(row, "path"))
-        asked = words["grounding"].ask(video=clip, question=files.text_of(row, "question"))
-        groups = files.groups_of(row, "dataset_name", "qsemtype")
+        clip = {"type": "video", "video": files.find_clip(root, files.text_of(row, "path")), **_part(row)}
+        asked = words["grounding"].show([clip], question=files.text_of(row, "question"))
+        bins = row.get("bins")  # the first-person clips have no dataset_name
+        named = {"dataset_name": bins.get("dataset"), **row} if isinstance(bins, dict) else row
+        groups = files.groups_of(named, "dataset_name", "qsemtype")
         return items.Item(str(numbered["number"]), {CALL: asked}, parse_truth(files.text_of(row, "answer")), groups)
 
     rows = files.read_rows(root, "tvgbench.json", "*.json")
     return files.load_items([(place, {"number": i, "row": row}) for i, (place, row) in enumerate(rows)], make)
+
+
+def _part(row: files.Row) -> dict[str, list[float]]:
+    """`part_s` of a clip, [start, end] in seconds; empty where it is shown whole. Raises InputError for half a part."""
+    if row.get("start") is None and row.get("end") is None:
+        return {}
+    start_s, end_s = files.number_of(row, "start"), files.number_of(row, "end")
+    if not 0 <= start_s < end_s:
+        raise InputError(f"start={start_s:g}, end={end_s:g}; expected a part of the clip, in seconds")
+    return {"part_s": [start_s, end_s]}
 
 
 def parse_truth(text: str) -> tags.Span:

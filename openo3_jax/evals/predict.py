@@ -61,7 +61,7 @@ class PolicyAnswerer:
     def __init__(self, policy: Policy, config: SamplingConfig, *, rows: int):
         self._policy, self._config, self._rows = policy, config, rows
         self._decoder = video.Decoder()
-        self._clips: collections.OrderedDict[tuple[str, VideoConfig], video.Video] = collections.OrderedDict()
+        self._clips: collections.OrderedDict[tuple[Any, ...], video.Video] = collections.OrderedDict()
 
     def __enter__(self) -> "PolicyAnswerer":
         return self
@@ -80,11 +80,12 @@ class PolicyAnswerer:
         }
 
     def prompt(self, conversation: items.Conversation) -> Prompt:
-        """As in `Answerer`. Beside the usual items there are crops of clips and clips with regions painted over.
+        """As in `Answerer`. Beside the usual items there are crops and parts of clips, and regions painted over.
 
         `{"type": "crop", "video": path, "time_s": s, "box": xyxy px}` is the part of the frame nearest in time,
         stretched to the frame's size. `{"type": "video", "video": path, "hidden": [{"time_s", "box"}, ..]}` has these
-        regions of its frames grey. Boxes are in px of the frames shown.
+        regions of its frames grey. Boxes are in px of the frames shown. A video with `"part_s": [start, end]` is shown
+        between these seconds only, and its times count from the first.
         """
         policy, shown = self._policy, []
 
@@ -94,8 +95,9 @@ class PolicyAnswerer:
             return item
 
         def read(path: str | os.PathLike, config: VideoConfig) -> video.Video:
-            shown.append(self._clip(path, config))
-            return edits.hide(shown[-1], hidden[len(shown) - 1])
+            wanted = clips[len(shown)]
+            shown.append(self._clip(path, config, tuple(wanted.get("part_s", ()))))
+            return edits.hide(shown[-1], wanted.get("hidden", ()))
 
         resolved = [
             message
@@ -104,7 +106,7 @@ class PolicyAnswerer:
             for message in conversation
         ]
         said = [message["content"] for message in resolved if not isinstance(message["content"], str)]
-        hidden = [item.get("hidden", ()) for content in said for item in content if item["type"] == "video"]
+        clips = [item for content in said for item in content if item["type"] == "video"]
         messages = conversations.load_conversation(
             resolved,
             **policy.processor.image_sizing._asdict(),
@@ -118,10 +120,11 @@ class PolicyAnswerer:
         height, width = shown[0].frames.shape[1:3]
         return Prompt(sample, (int(height), int(width)), tuple(shown[0].source_hw))
 
-    def _clip(self, path: str | os.PathLike, config: VideoConfig) -> video.Video:
-        key = os.path.realpath(path), config
+    def _clip(self, path: str | os.PathLike, config: VideoConfig, part_s: tuple[float, ...] = ()) -> video.Video:
+        key = os.path.realpath(path), config, part_s
         if key not in self._clips:
-            self._clips[key] = self._decoder.read(path, config)
+            read = self._decoder.read_part if part_s else self._decoder.read
+            self._clips[key] = read(path, config, *part_s)
             while len(self._clips) > KEPT_CLIPS:
                 self._clips.popitem(last=False)
         return self._clips[key]

@@ -110,6 +110,28 @@ def test_a_stream_that_starts_late_counts_from_its_first_frame(tmp_path, decoder
     np.testing.assert_allclose(clip.times_s, np.array(SIXTY) / 10, atol=1e-3)
 
 
+PARTS = {  # start and end of a clip of 6 s at 10 fps -> frames shown, times, length
+    (2.0, 4.0): ([20, 26, 33, 40], [0, 2 / 3, 4 / 3, 2], 2.0),
+    (0.0, 6.0): ([0, 5, 10, 16, 21, 27, 32, 38, 43, 49, 54, 59], [i * 6 / 11 for i in range(12)], 6.0),
+    (5.0, 9.0): ([50, 53, 56, 59], [0, 1 / 3, 2 / 3, 1], 1.0),  # ends with the clip
+}
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_part_is_as_if_it_were_cut_out(part, tmp_path, decoder):
+    clip = decoder.read_part(clips.encode(tmp_path / "a.mp4"), SMALL, *part)
+    frames, times, length = PARTS[part]
+    assert numbers(clip) == frames
+    np.testing.assert_allclose(clip.times_s, times, atol=1e-9)
+    assert clip.duration_s == pytest.approx(length) and clip.source_hw == (clips.HEIGHT, clips.WIDTH)
+
+
+@pytest.mark.parametrize("part", [(6.5, 9.0), (-1.0, 2.0), (3.0, 3.0)])
+def test_a_part_that_is_none_of_the_clip(part, tmp_path, decoder):
+    with pytest.raises(InputError, match=r"a.mp4: is 6.0 s long; expected a part of it"):
+        decoder.read_part(clips.encode(tmp_path / "a.mp4"), SMALL, *part)
+
+
 def test_released_labels_are_even_steps(tmp_path, decoder):
     config = dataclasses.replace(SMALL, frame_times="released")
     clip = decoder.read(clips.encode(tmp_path / "a.mp4"), config)

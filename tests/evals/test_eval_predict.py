@@ -1,6 +1,7 @@
 """The runner: nothing repeated, nothing lost, whatever is killed, unreadable or too large."""
 
 import json
+import re
 
 import fake_answerer
 import pytest
@@ -8,6 +9,7 @@ from PIL import Image
 
 import small
 from openo3_jax.config import SamplingConfig
+from openo3_jax.data import synthetic
 from openo3_jax.errors import InputError
 from openo3_jax.evals import items, predict, store
 
@@ -166,3 +168,15 @@ def test_a_policy_answers_as_it_does_without_the_runner(tmp_path, one_device):
         for one, texts, logps in zip(found, expected.texts, expected.logp, strict=True):
             assert one.texts == tuple(texts)
             assert one.logp == pytest.approx([logp.sum() for logp in logps], abs=1e-4)
+
+
+def test_a_policy_sees_the_part_of_a_clip(tmp_path, one_device):
+    """8 frames at 10 a second: four of them, or those of its second half, counted from there."""
+    synthetic.render_clip(tmp_path / "v.mp4", seed=0, num_frames=8)
+    whole = items.ask("q", video=tmp_path / "v.mp4")
+    part = [{**whole[0], "content": [{**whole[0]["content"][0], "part_s": [0.4, 0.8]}, *whole[0]["content"][1:]]}]
+    policy = small.make_policy(tmp_path, one_device)
+    with predict.PolicyAnswerer(policy, SamplingConfig(), rows=1) as answerer:
+        texts = [policy.processor.decode(answerer.prompt(asked).sample.tokens) for asked in (whole, part, whole)]
+    found = [re.findall(r"Frame \d at ([\d.]+)s", text) for text in texts]
+    assert found == [["0.0", "0.2", "0.5", "0.7"], ["0.0", "0.1", "0.3", "0.4"], ["0.0", "0.2", "0.5", "0.7"]]

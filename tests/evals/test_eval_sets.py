@@ -208,14 +208,27 @@ def test_tvgbench_by_hand(root, tmp_path):
 def test_tvgbench_names_what_it_cannot_read(tmp_path, clip):
     tvgbench(tmp_path, clip)
     rows = json.loads((tmp_path / "tvgbench.json").read_text())
-    rows[0] |= {"start": 3.0, "end": 9.0}
+    rows[0] |= {"start": 9.0, "end": 3.0}
     rows[1] |= {"answer": "soon"}
     rows[2] |= {"path": "gone.mp4"}
     (tmp_path / "tvgbench.json").write_text(json.dumps(rows))
     loaded = grounding.load_tvgbench(tmp_path, WORDS)
     assert [item.id for item in loaded.items] == ["3"]
-    assert [part in line for part, line in zip(["start=3.0", "'soon'", "gone.mp4"], loaded.rejected, strict=True)]
+    assert [part in line for part, line in zip(["start=9, end=3", "'soon'", "gone.mp4"], loaded.rejected, strict=True)]
     assert all(f"tvgbench.json:{i}" in line for i, line in enumerate(loaded.rejected, 1))
+
+
+@pytest.mark.parametrize("root", ["tvgbench"], indirect=True)
+def test_tvgbench_shows_the_part_that_an_item_names(root):
+    """As its first-person clips do; these name their source in `bins` only."""
+    rows = json.loads((root / "tvgbench.json").read_text())
+    rows[1] |= {"start": 9.38, "end": 170.51, "bins": {"dataset": "egonlq"}}
+    del rows[1]["dataset_name"]
+    (root / "tvgbench.json").write_text(json.dumps(rows))
+    whole, part, *_ = grounding.load_tvgbench(root, WORDS).items
+    shown = [item.calls[grounding.CALL][-1]["content"][0] for item in (whole, part)]
+    assert shown[0].keys() == {"type", "video"} and shown[1]["part_s"] == [9.38, 170.51]
+    assert (whole.groups["dataset_name"], part.groups["dataset_name"]) == ("charades", "egonlq")
 
 
 # ---- options ----
