@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openo3_jax.evals import answers, boxes
+from openo3_jax.evals import answers, boxes, choice, faithfulness, items, judge
 
 OPTIONS = {"A": "a dog", "B": "a cat", "C": "Two men", "D": ""}
 
@@ -139,10 +139,16 @@ def test_at_seconds_pads_with_nan():
 PIECES = [
     *("<think>", "</think>", "<answer>", "</answer>", "<obj>", "</obj><box>[", "]</box>at<t>", "</t>s", "<t>", " to "),
     *("```json", "```", "[", "]", "{", "}", "(", ")", ":", ",", '"', "'", "\n", " ", "\\", "\x00", "\ud800"),
+    *("<obj>cat</obj><box>[1,2,30,40]</box>at<t>1</t>s", "<box>[-1e308,0,1e308,9]</box>", "at<t>1e308</t>s"),
     *("3", "-1", ".5", "1e308", "9" * 400, "nan", "Infinity", "1:05", "²", "\u0661", "3s"),
     *("A", "B.", "(C)", "The answer is", "\\boxed{", "option", "time", "bbox_2d", "[1, 2, 3, 4]", '"3": '),
 ]
 TEXTS = st.one_of(st.lists(st.sampled_from(PIECES), max_size=60).map("".join), st.text(max_size=200))
+
+
+def cited(text):
+    said = items.Prediction("i", choice.CALL, "", 0, "", texts=(text,), shown_hw=(50, 60))
+    return faithfulness.cited(said, "a.mp4", seed=0)
 
 
 @settings(max_examples=1500, deadline=None)
@@ -156,14 +162,21 @@ def test_no_text_raises(text):
     assert found is None or all(len(box) == 4 for said in found.values() for box in said)
     answers.matches_open(text, "3")
     answers.matches_open("<answer>3</answer>", text)
+    assert judge.parse_score(text) in (None, 0, 1, 2, 3)
+    evidence = cited(text)
+    regions = [] if evidence is None else [*evidence.cited, *evidence.random]
+    assert all(0 <= x1 < x2 <= 60 and 0 <= y1 < y2 <= 50 for x1, y1, x2, y2 in (region["box"] for region in regions))
 
 
 LONG = ["[", "{", '"', "'", "9", "1:", "<t>", "```", "(", "<answer>", "</think>", "option ", " ", "{[", '{"3":', "<t>1"]
+LONG += ["2 ", "<obj>", "<obj>a</obj><box>[", "<obj>a</obj><box>[1,2,3,4]</box>at<t>1</t>s"]
 PARSERS = {
     "letter": lambda text: answers.parse_letter(text, OPTIONS),
     "span": answers.parse_span,
     "boxes": boxes.parse_boxes,
     "open": lambda text: answers.matches_open(text, "3"),
+    "score": judge.parse_score,
+    "evidence": lambda text: cited(f"<think>{text}</think>"),
 }
 
 

@@ -33,8 +33,9 @@ def test_vstar_from_files_to_the_table_and_again(capsys, places, tmp_path, one_d
     monkeypatch.setattr(policy, "load_pretrained", lambda *a, mesh, **options: load(*a, mesh=one_device, **options))
     out = tmp_path / "out"
     words = ["eval", "vstar", "--model", places / "model", "--data", places / "vstar", "--out", out, *SMALL]
-    code, table, _ = call(capsys, *words)
+    code, table, told = call(capsys, *words)
     assert code == 0
+    assert "vstar: 5/5, 0 failed" in told and "judge: 1/1" in told
     assert "mam" in table and "33.7" in table and "judge of the open answers: ROUGE" in table
     lines = [json.loads(line) for line in (out / store.PREDICTIONS).read_text().splitlines()]
     assert len(lines) == 5 and not any("error" in line for line in lines)
