@@ -2,6 +2,7 @@
 
 import concurrent.futures
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -17,7 +18,7 @@ from openo3_jax.errors import InputError
 from openo3_jax.evals import answers, endpoint, items, store
 from openo3_jax.policy import Policy
 from openo3_jax.rewards import score as score_lib
-from openo3_jax.train import metrics
+from openo3_jax.train import metrics, state
 
 CORRECT_FROM = 2  # of 3. Source: Open-o3-Video eval/test/eval_vstar.py
 JUDGEMENTS = "judgements.jsonl"
@@ -146,14 +147,15 @@ class EndpointJudge:
 
 @dataclasses.dataclass(frozen=True)
 class PolicyJudge:
-    """A model directory through this project's own decoder, greedy."""
+    """A model directory through this project's own decoder, greedy; other weights are another judge."""
 
     policy: Policy
     batch_size: int = 8
 
-    @property
+    @functools.cached_property
     def name(self) -> str:
-        return f"{self.policy.directory.name} ({prompt_version()})"
+        weights = state.checksum(self.policy.params)
+        return f"{self.policy.directory.name} {weights:08x} ({prompt_version()})"
 
     def judge(self, questions: Sequence[Question]) -> Iterator[tuple[int, Verdict]]:
         for start in range(0, len(questions), self.batch_size):
