@@ -178,8 +178,8 @@ def predict(
             for (call, prompt), reply in zip(batch, replies, strict=True)
         ]
 
-    done, failed = len(calls) - len(open_calls), 0
-    with metrics.Progress(what, len(calls)) as progress, concurrent.futures.ThreadPoolExecutor(1) as thread:
+    done, failed = 0, 0
+    with metrics.Progress(what, len(open_calls)) as progress, concurrent.futures.ThreadPoolExecutor(1) as thread:
         waiting = iter(open_calls)
         ahead = thread.submit(_take, answerer, waiting, batch_size)
         while True:

@@ -48,13 +48,16 @@ def test_every_call_has_its_answer(tmp_path):
 
 
 @pytest.mark.parametrize("died_after", [0, 3, 6, 9])
-def test_a_killed_run_goes_on_where_it_was(tmp_path, died_after):
+def test_a_killed_run_goes_on_where_it_was(tmp_path, died_after, capsys):
     calls, out = make_calls(), tmp_path / "out"
     first, second = echo(die_after=died_after), echo()
     with pytest.raises(KeyboardInterrupt):
         run(out, first, calls)
+    capsys.readouterr()
     known = run(out, second, calls)
     assert len(known) == 10
+    left = 10 - died_after
+    assert f"eval: {left}/{left}, 0 failed" in capsys.readouterr().err  # rate and time left are those of what is left
     assert sorted(first.asked + second.asked) == sorted(fake_answerer.text_of(call.conversation) for call in calls)
     whole = echo()
     run(tmp_path / "whole", whole, calls)
