@@ -192,6 +192,8 @@ def make_judge(spec: str, *, model: str | None = None, key_variable: str | None 
 
     `key_variable` names the environment variable that holds the server's key. Raises InputError for anything else.
     """
+    if "://" not in spec and (model is not None or key_variable is not None):
+        raise InputError(f"judge {spec}: --judge-model and --judge-key are of a server; give its URL as --judge")
     if spec in ("exact", "rouge"):
         return WordJudge(spec)
     if "://" in spec:

@@ -202,6 +202,13 @@ def test_an_unknown_judge(spec):
         judge.make_judge(spec)
 
 
+@pytest.mark.parametrize("given", [{"model": "m"}, {"key_variable": "SOME_KEY"}])
+def test_a_model_without_its_server(given):
+    """Forgetting the URL must not be a judgement by ROUGE."""
+    with pytest.raises(InputError, match=r"judge rouge: .* give its URL as --judge"):
+        judge.make_judge("rouge", **given)
+
+
 def test_a_server_needs_a_model_and_a_key_that_is_named(monkeypatch):
     with pytest.raises(InputError, match="--judge-model"):
         judge.make_judge("http://x/v1")
