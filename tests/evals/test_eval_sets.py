@@ -381,6 +381,14 @@ def test_the_published_budget(name):
     assert EvalConfig().temperature == 0
 
 
+def test_the_frames_of_vstar_and_tvgbench():
+    """V-STaR: one a second up to 16, at their true times; TVGBench: 64. Both with their times in text."""
+    vstar, tvgbench = (benchmarks.of(name) for name in ("vstar", "tvgbench"))
+    assert (vstar.video.fps, vstar.video.max_frames, vstar.video.frame_times) == (1.0, 16, "true")
+    assert (tvgbench.video.max_frames, tvgbench.video.max_pixels) == (64, 262_144)
+    assert {(one.video_mode, one.max_new_tokens) for one in (vstar, tvgbench)} == {("frames", 2048)}
+
+
 LIMITS = {  # flags -> what changes of VideoMME's 4 to 64 frames of 100,352 to 262,144 px
     (): {},
     (("max_frames", 32),): {"max_frames": 32},
