@@ -32,7 +32,7 @@ def load_tvgbench(root: Path, words: wording.Wording) -> files.Loaded:
         groups = files.groups_of(named, "dataset_name", "qsemtype")
         return items.Item(str(numbered["number"]), {CALL: asked}, parse_truth(files.text_of(row, "answer")), groups)
 
-    rows = files.read_rows(root, "tvgbench.json", "*.json")
+    rows = files.read_rows(root, "tvgbench.json", "annotations/tvgbench.json", "*.json")
     return files.load_items([(place, {"number": i, "row": row}) for i, (place, row) in enumerate(rows)], make)
 
 

@@ -231,6 +231,15 @@ def test_tvgbench_shows_the_part_that_an_item_names(root):
     assert (whole.groups["dataset_name"], part.groups["dataset_name"]) == ("charades", "egonlq")
 
 
+@pytest.mark.parametrize("root", ["tvgbench"], indirect=True)
+def test_tvgbench_as_time_r1_lays_it_out(root):
+    (root / "annotations").mkdir()
+    (root / "tvgbench.json").rename(root / "annotations" / "tvgbench.json")
+    (root / "annotations" / "train_2k5.json").write_text("[]")
+    loaded = grounding.load_tvgbench(root, WORDS)
+    assert len(loaded.items) == 4 and loaded.rejected == []
+
+
 # ---- options ----
 
 OPTIONS = {
