@@ -4,10 +4,12 @@ import json
 import re
 
 import fake_answerer
+import jax
 import pytest
 from PIL import Image
 
 import small
+from openo3_jax import mesh
 from openo3_jax.config import SamplingConfig
 from openo3_jax.data import synthetic
 from openo3_jax.errors import InputError
@@ -152,14 +154,15 @@ def test_hashes_tell_pictures_and_file_names_apart(tmp_path):
 # ---- with a model ----
 
 
-def test_a_policy_answers_as_it_does_without_the_runner(tmp_path, one_device):
-    policy = small.make_policy(tmp_path, one_device)
+def test_a_policy_answers_as_it_does_without_the_runner(tmp_path):
+    """Over two devices, whose rows a batch of three, and one of one, do not fill."""
+    policy = small.make_policy(tmp_path, mesh.make_mesh({"fsdp": 2}, devices=jax.devices()[:2]))
     config = SamplingConfig(num_samples=2, max_new_tokens=4, temperature=1.0)
     calls = items.calls_of([items.Item(str(i), {"": items.ask(f"What is {i}?")}, None, {}) for i in range(4)])
-    with predict.PolicyAnswerer(policy, config, rows=2) as answerer:
+    with predict.PolicyAnswerer(policy, config, rows=3) as answerer:
         store.open_run(tmp_path / "out", {})
         with store.Predictions(tmp_path / "out" / store.PREDICTIONS) as predictions:
-            predict.predict(answerer, calls, predictions, batch_size=2)
+            predict.predict(answerer, calls, predictions, batch_size=3)
     for pair in ([calls[0], calls[3]], [calls[2], calls[1]]):  # other neighbours than in the run
         found = [predictions.known[call.key] for call in pair]
         expected = policy.generate(
