@@ -78,7 +78,7 @@ def lgm(acc: Any, m_tiou: Any, m_viou: Any) -> Any:
     Capped, since the published formula is infinite where a share is 1.
     Source: V-STaR, arXiv:2503.11495; Open-o3-Video eval/test/eval_vstar.py.
     """
-    return -sum(np.log(np.maximum(1 - np.asarray(x), LOG_FLOOR)) for x in (acc, m_tiou, m_viou)) / 3
+    return sum(-np.log(np.maximum(1 - np.asarray(x), LOG_FLOOR)) for x in (acc, m_tiou, m_viou)) / 3
 
 
 def mam(means: Float[np.ndarray, "*batch 5"]) -> Float[Any, "*batch"]:

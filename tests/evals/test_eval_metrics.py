@@ -55,6 +55,10 @@ def test_am_and_lgm_by_hand():
     assert metrics.lgm(0.5, 0.0, where) == pytest.approx((math.log(2) + 2) / 3)
 
 
+def test_lgm_of_nothing_is_0_without_a_sign():
+    assert str(float(metrics.lgm(0.0, 0.0, 0.0))) == "0.0"
+
+
 def test_lgm_is_capped_where_a_share_is_1():
     assert metrics.lgm(1.0, 0.0, 0.0) == pytest.approx(LOG_CAP / 3)
     perfect = np.ones(5)
