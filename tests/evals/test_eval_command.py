@@ -5,8 +5,10 @@ import json
 import pytest
 
 from openo3_jax import cli, policy, tiny
+from openo3_jax.config import RunConfig, SFTConfig
 from openo3_jax.evals import policies, scores, store, synthetic_vstar
 from openo3_jax.evals.config import EvalConfig
+from openo3_jax.train import loop, metrics, run, runlog, state
 
 SMALL = [
     *("--max-frames", "4", "--min-pixels", "3136", "--max-pixels", "3136"),
@@ -48,15 +50,30 @@ def test_vstar_from_files_to_the_table_and_again(capsys, places, tmp_path, one_d
     assert (out / store.PREDICTIONS).read_bytes() == before
     code, compared, _ = call(capsys, "eval", "--compare", out, out)
     assert code == 0 and "+0.0" in compared
-    # the same code, as a training loop calls it
+    # the same code in a training loop, after every second step
+    trained, settings = load(places / "model", mesh=one_device), SFTConfig(steps=3, run=RunConfig(tensorboard=False))
     config = EvalConfig(max_frames=4, min_pixels=3136, max_pixels=3136, max_new_tokens=4)
-    evaluator = policies.make_evaluator("vstar", places / "vstar", tmp_path / "during", config, every=7)
-    trained = load(places / "model", mesh=one_device)
-    assert evaluator(trained, 6) == {}
-    values = evaluator(trained, 7)
+    evaluator = policies.make_evaluator("vstar", places / "vstar", tmp_path / "during", config, every=2)
+    (tmp_path / "run").mkdir()
+    this = loop.Run(tmp_path / "run", settings, {}, runlog.RunLog(tmp_path / "run"))
+    loop.train(Still(), state.make_state(trained, settings), trained, this, evaluate=evaluator)
+    lines = metrics.read_lines(tmp_path / "run" / run.METRICS)
+    found = [{name: value for name, value in line.items() if name.startswith("eval/")} for line in lines]
     written = json.loads((out / scores.RESULTS).read_text())["values"]
-    assert values == {f"eval/vstar/{name}": value["value"] for name, value in written.items()}
-    assert (tmp_path / "during" / "vstar_000007" / scores.TABLE).is_file()
+    assert found == [{}, {f"eval/vstar/{name}": value["value"] for name, value in written.items()}, {}]
+    assert (tmp_path / "during" / "vstar_000002" / scores.TABLE).is_file()
+
+
+class Still:
+    """A stage that changes nothing."""
+
+    name, headline = "sft", "sft/loss"
+
+    def __call__(self, state, step):
+        return state, {"sft/loss": 1.0}
+
+    def memory(self, step):
+        return {}
 
 
 VSTAR = ["eval", "vstar", "--model", "{r}", "--out", "{r}/o"]  # a model that cannot be read: these come before it
