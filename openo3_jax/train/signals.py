@@ -12,8 +12,8 @@ SIGNALS = (signal.SIGTERM, signal.SIGINT)
 class StopSignals:
     """While the `with` block runs, the first signal sets `name`, the second ends the process with 128 + its number.
 
-    A thread is woken by the operating system, so the second signal works while the main thread compiles. Outside of the
-    main thread nothing is caught.
+    A thread is woken by the operating system, so the second signal works while the main thread compiles; the main
+    thread sees the wish before it goes on. Outside of the main thread nothing is caught.
     """
 
     def __init__(self, say: Callable[[str], None]):
@@ -26,7 +26,7 @@ class StopSignals:
             self._read, write = os.pipe()
             os.set_blocking(write, False)
             self._write = write
-            self._handlers = {number: signal.signal(number, _wake) for number in SIGNALS}
+            self._handlers = {number: signal.signal(number, self._note) for number in SIGNALS}
             self._previous_fd = signal.set_wakeup_fd(write)
             self._thread = threading.Thread(target=self._watch, name="signals", daemon=True)
             self._thread.start()
@@ -42,15 +42,17 @@ class StopSignals:
             os.close(self._read)
 
     def _watch(self) -> None:
+        number_seen = 0
         while byte := os.read(self._read, 1):
             if byte[0] not in SIGNALS:
                 continue
-            if self.name is not None:
+            number_seen += 1
+            if number_seen == 2:
                 os._exit(128 + byte[0])
-            self.name = signal.Signals(byte[0]).name
+            self._note(byte[0], None)
             self._say(f"{self.name}: saving after this step; a second signal leaves at once")
 
-
-def _wake(number: int, frame: FrameType | None) -> None:
-    """Python writes the number into the pipe before it calls this."""
-    del number, frame
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        """Python writes the number into the pipe before it calls this in the main thread."""
+        del frame
+        self.name = self.name or signal.Signals(number).name
