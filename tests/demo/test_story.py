@@ -2,10 +2,11 @@
 
 import dataclasses
 
+import av
 import numpy as np
 import pytest
 
-from openo3_jax import tiny
+from openo3_jax import cli, tiny
 from openo3_jax.config import SamplingConfig
 from openo3_jax.demo import base, held_out, story
 from openo3_jax.errors import InputError
@@ -77,6 +78,32 @@ def test_an_interrupted_rendering_leaves_nothing(set_up, tmp_path, monkeypatch):
     monkeypatch.setattr(story.synthetic, "write_dataset", stop)
     with pytest.raises(KeyboardInterrupt):
         story.run_demo(tmp_path / "run", size="quick")
+    assert [file.name for file in (tmp_path / "run").iterdir()] == [story.SETTINGS]
+
+
+@pytest.mark.parametrize(
+    ("module", "function"), [(story.sft, "run_sft"), (story.gspo, "run_gspo"), (story.held_out, "measure")]
+)
+def test_interrupted_in_a_stage_it_goes_on_to_the_same_end(module, function, made, set_up, tmp_path, monkeypatch):
+    def stop(*_, **__):
+        raise KeyboardInterrupt
+
+    out = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(module, function, stop)
+        with pytest.raises(KeyboardInterrupt):
+            story.run_demo(out, size="quick")
+    assert story.run_demo(out, size="quick").text == made[1].text.replace(str(made[0]), str(out))
+
+
+def test_where_nothing_can_be_written_or_encoded(tmp_path, monkeypatch, capsys):
+    assert cli.main(["demo", "--quick", "--out", "/sys/kernel/demo"]) == 2
+    assert "/sys/kernel/demo" in capsys.readouterr().err
+    assert cli.main(["demo", "--quick", "--full"]) == 2
+    assert "choose one" in capsys.readouterr().err
+    monkeypatch.setattr(av, "codecs_available", av.codecs_available - {"libx264"})
+    assert cli.main(["demo", "--quick", "--out", str(tmp_path / "run")]) == 2
+    assert "libx264" in capsys.readouterr().err
     assert [file.name for file in (tmp_path / "run").iterdir()] == [story.SETTINGS]
 
 
