@@ -120,8 +120,8 @@ def decode(
     """
     group, capacity = keys.shape[1], config.max_new_tokens
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))
-    names = ("temperature", "top_k", "top_p", "repetition_penalty")
-    knobs = {name: getattr(config, name) for name in names}
+    knobs = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
+    knobs["repetition_penalty"] = config.repetition_penalty
     mark = jax.vmap(jax.vmap(lambda seen, token: seen.at[token].set(True)))
 
     def draw(logits, step, seen):
