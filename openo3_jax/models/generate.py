@@ -23,7 +23,7 @@ from openo3_jax.types import Array, Batch
 
 
 class Prompts(NamedTuple):
-    """What decoding needs of a prefill: the caches, the first logits, and where each prompt's positions continue."""
+    """What decoding needs of a prefill: the caches, the first logits, the tokens, and where positions continue."""
 
     logits: Float[Array, "prompts vocab"]
     prefix: list[kv_cache.Prefix]
@@ -122,11 +122,11 @@ def decode(
     fold = jax.vmap(jax.vmap(jax.random.fold_in, (0, None)), (0, None))
     knobs = {"temperature": config.temperature, "top_k": config.top_k, "top_p": config.top_p}
     knobs["repetition_penalty"] = config.repetition_penalty
-    mark = jax.vmap(lambda seen, token: seen.at[token].set(True))
+    mark = jax.vmap(jax.vmap(lambda seen, token: seen.at[token].set(True)))
 
     def draw(logits, step, seen):
         token, logp = sampling.sample(logits, fold(keys, step), banned, seen=seen, **knobs)
-        return token, logp, None if seen is None else jax.vmap(mark)(seen, token)
+        return token, logp, None if seen is None else mark(seen, token)
 
     def record(out: Generated, step, token, logp):
         alive = ~out.finished
