@@ -2,7 +2,7 @@
 
     python scripts/train_tiny_base.py OUT [--seed 0]
 
-Two lessons: first to see, then to see whatever is said around the pictures, on one of several, and to repeat words.
+Two lessons: first to see; then to see whatever is said around the pictures, on which of several, and to repeat words.
 Each writes OUT/NAME, a Hugging Face directory with bfloat16 weights, and in it log.jsonl: a line for every 100 steps
 with the loss and what the model sees, then one with the seed, the settings and the hash of the weights. A lesson that
 is there is not taught again. An hour on two cores. The package carries the last one in openo3_jax/demo/tiny_base.
@@ -44,12 +44,13 @@ class Part(NamedTuple):
 
 
 PARTS = (Part("see", 1800, 6e-3), Part("read", 900, 3e-3))
+PICTURES = 6  # of a row of the second lesson with labels
 
 
 def lesson(part: Part, step: int) -> stills.Lesson:
     if part.name == "see":
         return stills.Lesson((1, 1 if step < EASY_SHARE * part.steps else 3))
-    return stills.Lesson((1, 3), pictures=1 + step % 3, words=8)
+    return stills.Lesson((1, 3), pictures=1 if step % 3 == 0 else PICTURES, words=8)
 
 
 def main() -> int:
@@ -75,7 +76,9 @@ def teach(part: Part, start: Path, out: Path, seed: int) -> None:
     update = steps.make_sft_step(recipe)
 
     def make(step: int):
-        batch = stills.make_batch(policy.processor, [seed, step], recipe.batch_size, lesson(part, step))
+        now = lesson(part, step)
+        rows = recipe.batch_size // (1 if now.pictures == 1 else 2)  # with several pictures they are twice as long
+        batch = stills.make_batch(policy.processor, [seed, step], rows, now)
         return mesh_lib.shard_rows(batch, mesh)
 
     log, started_s, losses = [], time.monotonic(), []

@@ -4,6 +4,7 @@ import itertools
 import json
 import os
 import pathlib
+import tempfile
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -95,7 +96,7 @@ class TokenIds(NamedTuple):
 def write_tokenizer(out: str | os.PathLike) -> TokenIds:
     """Write tokenizer, chat template, image processor and generation settings into the directory `out`.
 
-    A byte-level BPE of 640 tokens with Qwen2's splitting, trained here on sentences such as the model will see;
+    A byte-level BPE of 592 tokens with Qwen2's splitting, trained here on sentences such as the model will see;
     the image processor has Qwen2.5-VL's numbers. transformers loads the directory offline.
     """
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE())
@@ -114,6 +115,7 @@ def write_tokenizer(out: str | os.PathLike) -> TokenIds:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_corpus(), trainer)
+    tokenizer.model = _without_glued_words(tokenizer.model)
     # Added to the tokenizer itself: wrapping it first would put the wrapper's own eos and pad ids in front.
     tokenizer.add_special_tokens([tokenizers.AddedToken(token, special=True) for token in SPECIAL_TOKENS])
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
@@ -163,6 +165,16 @@ def _corpus() -> Iterator[str]:
         yield f"{color}"
     for sentence in _SENTENCES:
         yield from [sentence] * 8
+
+
+def _without_glued_words(model: tokenizers.models.BPE) -> tokenizers.models.BPE:
+    """The model without merges such as `>` + `red`: a word that follows a tag is the token that it is elsewhere.
+
+    What a model knows of `red` would not hold after `<obj>` else. The tokens stay in the vocabulary, unused.
+    """
+    with tempfile.TemporaryDirectory() as folder:
+        vocab, merges = tokenizers.models.BPE.read_file(*model.save(folder))
+    return tokenizers.models.BPE(vocab, [pair for pair in merges if not (pair[0][0] == ">" and pair[1].isalpha())])
 
 
 def _tokenizer_config(ids: dict[str, int]) -> dict:

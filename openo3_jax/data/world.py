@@ -4,6 +4,7 @@ Every frame and every box is exact: nothing here is random but through the seed.
 """
 
 import dataclasses
+from typing import NamedTuple
 
 import numpy as np
 from jaxtyping import Bool, Float64, UInt8
@@ -92,6 +93,18 @@ class Scene:
     frames: UInt8[np.ndarray, "frames height width 3"]
     tracks: tuple[Track, ...]
 
+    @property
+    def shown(self) -> Bool[np.ndarray, "tracks frames"]:
+        return ~np.isnan(np.stack([track.boxes_frac[:, 0] for track in self.tracks]))
+
+
+class Still(NamedTuple):
+    """A frame, and name and box (xyxy, fractions of it) of each object it shows."""
+
+    pixels: UInt8[np.ndarray, "height width 3"]
+    objects: list[tuple[str, Float64[np.ndarray, " 4"]]]
+    ground: str  # color of the background
+
 
 def make_scene(seed: int, config: WorldConfig) -> Scene:
     """Equal arguments, equal frames."""
@@ -116,18 +129,25 @@ def make_scene(seed: int, config: WorldConfig) -> Scene:
     return Scene(frames, tuple(tracks))
 
 
-def make_still(
-    seed: int, config: WorldConfig
-) -> tuple[UInt8[np.ndarray, "height width 3"], list[tuple[str, np.ndarray]]]:
-    """A frame of a scene that shows at least one object, and name and box (xyxy, fractions) of each one it shows."""
+def make_still(seed: int, config: WorldConfig) -> Still:
+    """A frame of a scene that shows at least one object."""
     scene = make_scene(seed, config)
-    shown = ~np.isnan(np.stack([track.boxes_frac[:, 0] for track in scene.tracks]))
-    most = np.flatnonzero(shown.sum(0) == shown.sum(0).max())
-    frame = int(most[len(most) // 2])
-    objects = [
-        (track.name, track.boxes_frac[frame]) for track, there in zip(scene.tracks, shown, strict=True) if there[frame]
-    ]
-    return scene.frames[frame], objects
+    shown = scene.shown.sum(0)
+    most = np.flatnonzero(shown == shown.max())
+    return _still(scene, int(most[len(most) // 2]))
+
+
+def make_stills(seed: int, config: WorldConfig, number: int) -> list[Still]:
+    """`number` frames of one scene, each as of `make_still`, in random order: no time passes from one to the next."""
+    scene = make_scene(seed, config)
+    something = np.flatnonzero(scene.shown.any(0))
+    return [_still(scene, int(i)) for i in np.random.default_rng([seed, number]).choice(something, number)]
+
+
+def _still(scene: Scene, frame: int) -> Still:
+    there = zip(scene.tracks, scene.shown[:, frame], strict=True)
+    objects = [(track.name, track.boxes_frac[frame]) for track, is_there in there if is_there]
+    return Still(scene.frames[frame], objects, scene.tracks[0].ground)
 
 
 def _ground(draw: np.random.Generator, color: str, config: WorldConfig) -> UInt8[np.ndarray, "height width 3"]:

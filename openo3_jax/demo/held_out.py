@@ -80,6 +80,7 @@ def by_objects(asked: Questions) -> dict[int, np.ndarray]:
     return {int(number): numbers == number for number in sorted(set(numbers.tolist()))}
 
 
-def constants(asked: Questions) -> dict[str, float]:
-    """tIoU and vIoU of the span and the box that suit these questions best: what could be had without looking."""
-    return {"tiou": records.constant_span(asked.records), "viou": records.constant_box(asked.records)}
+def constants(asked: Questions, chosen: np.ndarray | slice) -> dict[str, float]:
+    """tIoU and vIoU of the span and the box that suit the chosen questions best: what could be had without looking."""
+    records_of = np.array(asked.records, dtype=object)[chosen].tolist()
+    return {"tiou": records.constant_span(records_of), "viou": records.constant_box(records_of)}

@@ -1,12 +1,11 @@
 """Rendered stills and questions about them: what the demo's base learns to see by, with nothing of evidence or time."""
 
 import dataclasses
-from collections import Counter
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
-from jaxtyping import Float, Int, UInt8
+from jaxtyping import Float, Int
 
 from openo3_jax import types
 from openo3_jax.data import groups, packing, tokens, world
@@ -29,11 +28,13 @@ class Lesson(NamedTuple):
     """What a row shows and how much is said around it."""
 
     objects: tuple[int, int]  # fewest and most in the scene of a picture
-    pictures: int = 1  # of a row; then only what is on one of them is asked for
+    pictures: int = 1  # of a row, all of one scene; above 1 they have labels, numbers that the questions refer to
     words: int = 0  # most that stand before each picture, before the question and after it; then lines are repeated too
 
     @property
     def row_tokens(self) -> int:
+        if self.pictures > 1:
+            return 96 + 64 * self.pictures
         return 160 if self.words == 0 else 256
 
 
@@ -44,38 +45,60 @@ class Asked(NamedTuple):
     answer: str
 
 
-class Still(NamedTuple):
-    """Pixels, and the name and box (xyxy px) of everything on them."""
-
-    pixels: UInt8[np.ndarray, "height width 3"]
-    objects: list[tuple[str, Float[np.ndarray, " 4"]]]
+def make_still(seed: int, objects: tuple[int, int]) -> world.Still:
+    """With between `objects[0]` and `objects[1]` of them in the scene, boxes in px; equal arguments, equal pixels."""
+    return _in_px(world.make_still(seed, _config(objects)))
 
 
-def make_still(seed: int, objects: tuple[int, int]) -> Still:
-    """With between `objects[0]` and `objects[1]` of them in the scene; equal arguments, equal pixels."""
-    pixels, found = world.make_still(seed, world.WorldConfig(objects=objects, height=HEIGHT, width=WIDTH))
-    return Still(pixels, [(name, np.rint(box * [WIDTH, HEIGHT, WIDTH, HEIGHT])) for name, box in found])
+def make_stills(seed: int, objects: tuple[int, int], number: int) -> list[world.Still]:
+    """Of one scene, in random order."""
+    return [_in_px(still) for still in world.make_stills(seed, _config(objects), number)]
 
 
-def ask_all(shown: Sequence[Still]) -> list[Asked]:
-    """Everything that is asked: places, names and colors of single objects, and the whole of a single picture."""
-    objects = [one for still in shown for one in still.objects]
-    names = Counter(name for name, _ in objects)
-    shapes = Counter(name.split()[1] for name, _ in objects)
+def _config(objects: tuple[int, int]) -> world.WorldConfig:
+    return world.WorldConfig(objects=objects, height=HEIGHT, width=WIDTH)
+
+
+def _in_px(still: world.Still) -> world.Still:
+    return still._replace(objects=[(n, np.rint(box * [WIDTH, HEIGHT, WIDTH, HEIGHT])) for n, box in still.objects])
+
+
+def ask_one(still: world.Still) -> list[Asked]:
+    """Everything that is asked about a single picture: places, names and colors of single objects, and the whole."""
     found = []
-    for name, box in objects:
+    for name, box in still.objects:
         color, shape = name.split()
-        if names[name] == 1:
-            found.append(Asked(f"Where is the {name}?", _place(box)))
-        if shapes[shape] == 1:
-            found.append(Asked(f"Where is the {shape}?", f"{name} {_place(box)}"))
-        if len(shown) == 1:
-            found.append(Asked(f"What is at {_place(box)}?", name))
-        if shapes[shape] == 1:
-            found.append(Asked(f"What color is the {shape}?", color))
-    if len(shown) == 1:
-        from_left = sorted(objects, key=lambda item: item[1][0])
-        found.append(Asked("What is here?", ", ".join(f"{name} {_place(box)}" for name, box in from_left)))
+        found += [
+            Asked(f"Where is the {name}?", _place(box)),
+            Asked(f"Where is the {shape}?", f"{name} {_place(box)}"),
+            Asked(f"What is at {_place(box)}?", name),
+            Asked(f"What color is the {shape}?", color),
+        ]
+    return [*found, Asked("What is here?", _whole(still))]
+
+
+def ask_several(shown: Sequence[world.Still], labels: Sequence[str]) -> list[Asked]:
+    """What is asked about labelled pictures of one scene: where something is on one of them, and which show it."""
+    found = [Asked(f"What is on {label}?", _whole(still)) for still, label in zip(shown, labels, strict=True)]
+    ground = shown[0].ground
+    for name in sorted({name for still in shown for name, _ in still.objects}):
+        color, shape = name.split()
+        boxes = {
+            label: _place(dict(still.objects)[name])
+            for still, label in zip(shown, labels, strict=True)
+            if name in dict(still.objects)
+        }
+        in_order = list(boxes.items())
+        (first, box), (last, other) = in_order[0], in_order[-1]
+        found += [Asked(f"Where on {label} is the {name}?", box) for label, box in boxes.items()]
+        found += [
+            Asked(f"Which show the {name}?", ", ".join(boxes)),
+            Asked(f"Which show the {shape}?", f"{name}: {', '.join(boxes)}"),
+            Asked(f"Where is the {name}?", f"I see {name} {box} on {first}, {name} {other} on {last}"),
+            Asked(f"Where is the {shape}?", f"{name} {box} on {first}, {name} {other} on {last}, {ground} background"),
+            Asked(f"Say all of the {name}.", f"On the {ground} background I see {name} {box}."),
+            Asked(f"What color is the {shape}?", f"a {color} {shape}"),
+        ]
     return found
 
 
@@ -83,13 +106,17 @@ def make_batch(processor: tokens.Processor, seed: int | Sequence[int], rows: int
     """Stills in each row with as many of their questions as there is room for, in random order; answers are targets."""
     draw = np.random.default_rng(seed)
     prompts, tails, begins = [], [], []
-    for seeds in draw.integers(2**32, size=(rows, lesson.pictures)).tolist():
-        shown = [make_still(one, lesson.objects) for one in seeds]
-        every = ask_all(shown)
+    for one in draw.integers(2**32, size=(rows, 1))[:, 0].tolist():
+        if lesson.pictures == 1:
+            shown = [make_still(one, lesson.objects)]
+            before, every = [_line(draw, 0, lesson.words)], ask_one(shown[0])
+        else:
+            shown = make_stills(one, lesson.objects, lesson.pictures)
+            labels = _labels(draw, lesson.pictures)
+            before = [f"{_line(draw, 0, lesson.words // 2)} {label}: ".lstrip() for label in labels]
+            every = ask_several(shown, labels)
         if lesson.words:
-            line = _line(draw, *REPEATED)
-            every.append(Asked(f"Repeat: {line}", line))
-        before = [_line(draw, 0, lesson.words) for _ in shown]
+            every += [Asked(f"Repeat: {line}", line) for line in (_line(draw, *REPEATED), _pieces(draw, processor))]
         every = [every[i] for i in draw.permutation(len(every))]
         every = [one._replace(question=surround(draw, one.question, lesson.words)) for one in every]
         prompt, own, starts = _encode(processor, shown, before, every, lesson.row_tokens)
@@ -108,11 +135,11 @@ def make_batch(processor: tokens.Processor, seed: int | Sequence[int], rows: int
     return batch
 
 
-def conversation(shown: Sequence[Still], before: Sequence[str], question: str) -> list[tokens.Message]:
+def conversation(shown: Sequence[world.Still], before: Sequence[str], question: str) -> list[tokens.Message]:
     """The pictures, each after its words, and then the question."""
     content: list[dict[str, Any]] = []
     for still, words in zip(shown, before, strict=True):
-        content += [{"type": "text", "text": f"{words}\n"}] if words else []
+        content += [{"type": "text", "text": words}] if words else []
         content.append({"type": "picture", "picture": types.Picture(still.pixels[None])})
     return [{"role": "user", "content": [*content, {"type": "text", "text": question}]}]
 
@@ -123,12 +150,30 @@ def surround(draw: np.random.Generator, question: str, most: int) -> str:
     return f"{ahead}\n{question} {after}".strip() if ahead or after else question
 
 
+def _labels(draw: np.random.Generator, number: int) -> list[str]:
+    """Numbers such as 0.0, 1.6 and 5.9, no two alike."""
+    return [f"{tenths / 10:.1f}" for tenths in draw.choice(60, number, replace=False)]
+
+
+def _whole(still: world.Still) -> str:
+    """All its objects from the left."""
+    from_left = sorted(still.objects, key=lambda item: item[1][0])
+    return ", ".join(f"{name} {_place(box)}" for name, box in from_left)
+
+
 def _line(draw: np.random.Generator, fewest: int, most: int) -> str:
     return " ".join(draw.choice(WORDS, draw.integers(fewest, most + 1))) if most else ""
 
 
+def _pieces(draw: np.random.Generator, processor: tokens.Processor) -> str:
+    """Any pieces of the vocabulary but single bytes and those of tags."""
+    every = (processor.tokenizer.decode([i]) for i in range(256, processor.tokenizer.vocab_size))
+    usable = [piece for piece in every if not set(piece) & set("<>")]
+    return "".join(draw.choice(usable, draw.integers(REPEATED[0], REPEATED[1] + 1))).strip()
+
+
 def _encode(
-    processor: tokens.Processor, shown: Sequence[Still], before: Sequence[str], asked: list[Asked], room: int
+    processor: tokens.Processor, shown: Sequence[world.Still], before: Sequence[str], asked: list[Asked], room: int
 ) -> tuple[types.Sample, list[Int[np.ndarray, " _tokens"]], list[int]]:
     """The conversation up to its last picture, and for each question the rest of it; where its answer begins."""
     tails, starts, used = [], [], 0

@@ -176,8 +176,8 @@ def test_knobs():
 
 
 def test_a_still_shows_what_it_lists():
-    pixels, objects = world.make_still(5, world.WorldConfig(objects=(3, 3)))
-    assert objects
+    pixels, objects, ground = world.make_still(5, world.WorldConfig(objects=(3, 3)))
+    assert objects and ground not in {name.split()[0] for name, _ in objects}
     for name, box in objects:
         assert pixels.shape == (112, 140, 3) and (box[2:] > box[:2]).all()
         color = world.COLORS[name.split()[0]]

@@ -10,6 +10,7 @@ from openo3_jax import cli, tiny
 from openo3_jax.config import SamplingConfig
 from openo3_jax.demo import base, held_out, story
 from openo3_jax.errors import InputError
+from openo3_jax.evals import metrics, records
 
 
 @pytest.fixture(scope="module")
@@ -145,6 +146,29 @@ def test_the_verdict_is_that_of_the_numbers(rewards, tiou, failing):
     text, holds = story._verdict(found, QUESTIONS)
     lines = [line for line in text.splitlines() if line.startswith("FAILS")]
     assert not holds  # the constant box is exact here, so twice of it cannot be had
-    assert any("visual IoU is 1.0" in line for line in lines)
+    assert any("visual IoU of SFT in its own tasks 1.000, 1.00 times" in line for line in lines)
     others = [line for line in lines if "visual" not in line]
     assert len(others) == len(failing) and all(name in line for name, line in zip(failing, others, strict=True))
+
+
+def test_stage_one_is_not_blamed_for_a_task_it_was_not_taught():
+    mcq = {"task": "temporal QA (MCQ)", "question": "When?\nA. x", "answer": "A\n[0.0, 9.0]", "num_objects": 1}
+    asked = held_out.Questions([*QUESTIONS.records, mcq], [])
+    found = {
+        name: held_out.Held(np.vstack([one.reward, [[0.0]]]), np.vstack([one.columns, [0, 0, 0, np.nan]]), [""] * 6)
+        for name, one in ((name, held(0.1 * i, 0.9, 1.0)) for i, name in enumerate(story.ROWS))
+    }
+    assert "temporal IoU of SFT in its own tasks 0.900" in story._verdict(found, asked)[0]
+    assert found["sft"].values()["tiou"] == pytest.approx(0.9 * 4 / 5)  # the table has all
+
+
+def test_the_table_is_made_by_the_evaluations_own_measures(monkeypatch):
+    """The demo has none of its own: another answer of `evals` is another number in the table."""
+    for name, value in (("mam", 41.0), ("mlgm", 42.0)):
+        monkeypatch.setattr(metrics, name, lambda _, value=value: value)
+    values = held(0.5, 0.5, 0.5).values()
+    assert (values["mam"], values["mlgm"]) == (41.0, 42.0)
+    monkeypatch.setattr(metrics, "tiou", lambda *_: 0.123)
+    monkeypatch.setattr(metrics, "is_well_formed", lambda _: 0.321)
+    judged = records.judge(QUESTIONS.records[:1], ["<think></think><answer>[0.0, 1.0]</answer>"])
+    assert judged[0].tolist()[0::2] == [0.321, 0.123]
