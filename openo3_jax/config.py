@@ -291,6 +291,7 @@ class OptimizerConfig:
 
     name: Literal["adamw", "muon"] = "adamw"
     learning_rate: float = 1e-6  # at its peak
+    adam_learning_rate: float | None = None  # with muon, of what AdamW updates; None: learning_rate
     schedule: Literal["linear", "cosine", "constant"] = "linear"  # from the peak to 0 over the run
     warmup_steps: int = 0
     weight_decay: float = 0.0
@@ -304,6 +305,11 @@ class OptimizerConfig:
             raise InputError(
                 f"optimizer: need learning_rate > 0, clip_norm > 0, warmup_steps >= 0; got {self.learning_rate}, "
                 f"{self.clip_norm}, {self.warmup_steps}"
+            )
+        if self.adam_learning_rate is not None and (self.name != "muon" or self.adam_learning_rate <= 0):
+            raise InputError(
+                f"optimizer: adam_learning_rate={self.adam_learning_rate} with {self.name}; expected a positive number "
+                'with name="muon" (AdamW has learning_rate alone)'
             )
 
 

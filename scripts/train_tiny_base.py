@@ -5,7 +5,8 @@
 Two lessons: first to see; then to see whatever is said around the pictures, on which of several, and to repeat words.
 Each writes OUT/NAME, a Hugging Face directory with bfloat16 weights, and in it log.jsonl: a line for every 100 steps
 with the loss and what the model sees, then one with the seed, the settings and the hash of the weights. A lesson that
-is there is not taught again. An hour on two cores. The package carries the last one in openo3_jax/demo/tiny_base.
+is there is not taught again. Then tokens that were never shown get rows like the others, in OUT/base: what the package
+carries in openo3_jax/demo/tiny_base. An hour on two cores.
 """
 
 import argparse
@@ -26,8 +27,8 @@ import jax.numpy as jnp
 
 from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
-from openo3_jax import tiny
-from openo3_jax.config import SFTConfig
+from openo3_jax import tiny, types
+from openo3_jax.data import tokens
 from openo3_jax.demo import base, stills
 from openo3_jax.train import ahead, steps
 from openo3_jax.train import state as state_lib
@@ -35,6 +36,7 @@ from openo3_jax.train import state as state_lib
 MEASURE_EVERY = 100
 EASY_SHARE = 0.25  # of the first lesson, with one object only
 MEASURED_WORDS = 8
+SHOWN_STEPS = 100  # of the second lesson; a token that none of these shows is a stranger
 
 
 class Part(NamedTuple):
@@ -65,7 +67,17 @@ def main() -> int:
         if not (args.out / part.name).exists():
             teach(part, start, args.out / part.name, args.seed)
         start = args.out / part.name
+    policy = policy_lib.load_pretrained(start)
+    shown = (make_batch(policy.processor, PARTS[-1], step, args.seed) for step in range(SHOWN_STEPS))
+    *log, last = map(json.loads, (start / "log.jsonl").read_text().splitlines())
+    _write(args.out / "base", base.renew_strangers(policy, shown, args.seed), log, last)
     return 0
+
+
+def make_batch(processor: tokens.Processor, part: Part, step: int, seed: int) -> types.Batch:
+    now = lesson(part, step)
+    rows = base.ROWS // (1 if now.pictures == 1 else 2)  # with several pictures they are twice as long
+    return stills.make_batch(processor, [seed, step], rows, now)
 
 
 def teach(part: Part, start: Path, out: Path, seed: int) -> None:
@@ -76,10 +88,7 @@ def teach(part: Part, start: Path, out: Path, seed: int) -> None:
     update = steps.make_sft_step(recipe)
 
     def make(step: int):
-        now = lesson(part, step)
-        rows = recipe.batch_size // (1 if now.pictures == 1 else 2)  # with several pictures they are twice as long
-        batch = stills.make_batch(policy.processor, [seed, step], rows, now)
-        return mesh_lib.shard_rows(batch, mesh)
+        return mesh_lib.shard_rows(make_batch(policy.processor, part, step, seed), mesh)
 
     log, started_s, losses = [], time.monotonic(), []
     with ahead.Ahead(make, part.steps) as batches:
@@ -92,7 +101,7 @@ def teach(part: Part, start: Path, out: Path, seed: int) -> None:
                 log.append({"step": done, "loss": float(jnp.stack(losses).mean()), **_seen(policy)})
                 losses = []
                 print(json.dumps(log[-1]), f"{time.monotonic() - started_s:.0f} s", file=sys.stderr, flush=True)
-    _write(out, policy, log, seed, recipe)
+    _write(out, policy, log, {"seed": seed, "recipe": dataclasses.asdict(recipe), "jax": jax.__version__})
 
 
 def _seen(policy: policy_lib.Policy) -> dict[str, float]:
@@ -104,13 +113,14 @@ def _seen(policy: policy_lib.Policy) -> dict[str, float]:
     return {name: round(value, 3) for name, value in found.items()}
 
 
-def _write(out: Path, policy: policy_lib.Policy, log: list[dict], seed: int, recipe: SFTConfig) -> None:
+def _write(out: Path, policy: policy_lib.Policy, log: list[dict], settings: dict) -> None:
     staged = out.with_name(f".{out.name}")
     shutil.rmtree(staged, ignore_errors=True)
     policy.save_pretrained(staged, dtype="bfloat16")
     digest = hashlib.sha256((staged / "model.safetensors").read_bytes()).hexdigest()
-    last = {"seed": seed, "recipe": dataclasses.asdict(recipe), "jax": jax.__version__, "sha256": digest}
-    (staged / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in [*log, last]))
+    lines = [*log, settings | {"sha256": digest}]
+    (staged / "log.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shutil.rmtree(out, ignore_errors=True)
     staged.rename(out)
 
 

@@ -115,7 +115,7 @@ def write_tokenizer(out: str | os.PathLike) -> TokenIds:
         show_progress=False,
     )
     tokenizer.train_from_iterator(_corpus(), trainer)
-    tokenizer.model = _without_glued_words(tokenizer.model)
+    tokenizer.model = _without_glued_tags(tokenizer.model)
     # Added to the tokenizer itself: wrapping it first would put the wrapper's own eos and pad ids in front.
     tokenizer.add_special_tokens([tokenizers.AddedToken(token, special=True) for token in SPECIAL_TOKENS])
     ids = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
@@ -167,14 +167,15 @@ def _corpus() -> Iterator[str]:
         yield from [sentence] * 8
 
 
-def _without_glued_words(model: tokenizers.models.BPE) -> tokenizers.models.BPE:
-    """The model without merges such as `>` + `red`: a word that follows a tag is the token that it is elsewhere.
+def _without_glued_tags(model: tokenizers.models.BPE) -> tokenizers.models.BPE:
+    """The model without merges over the edge of a tag, such as `>` + `red` or `]` + `</`.
 
-    What a model knows of `red` would not hold after `<obj>` else. The tokens stay in the vocabulary, unused.
+    What stands inside a tag is then written with the tokens that it has elsewhere: else `<obj>red` would hold no word
+    that a model knows, and `<box>[` no bracket. The merged tokens stay in the vocabulary, unused.
     """
     with tempfile.TemporaryDirectory() as folder:
         vocab, merges = tokenizers.models.BPE.read_file(*model.save(folder))
-    return tokenizers.models.BPE(vocab, [pair for pair in merges if not (pair[0][0] == ">" and pair[1].isalpha())])
+    return tokenizers.models.BPE(vocab, [(a, b) for a, b in merges if a[0] != ">" and not b.startswith("<")])
 
 
 def _tokenizer_config(ids: dict[str, int]) -> dict:

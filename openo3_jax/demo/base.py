@@ -3,18 +3,24 @@
 The paper starts from a model that sees; so does the demo. `scripts/train_tiny_base.py` makes this one again.
 """
 
+import dataclasses
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
+from flax import nnx
 
 from openo3_jax import geometry
 from openo3_jax.config import ModelConfig, OptimizerConfig, SamplingConfig, SFTConfig, TextConfig, VisionConfig
 from openo3_jax.data import tiny_tokenizer
 from openo3_jax.demo import stills
 from openo3_jax.policy import Policy
+from openo3_jax.types import Batch
 
+ROWS = 32  # of one still, in an update
 MEASURED_STILLS = 96  # for each number of objects
 
 
@@ -47,9 +53,34 @@ def make_config(ids: tiny_tokenizer.TokenIds) -> ModelConfig:
 
 
 def recipe(steps: int, learning_rate: float) -> SFTConfig:
-    """Of its training; `batch_size` is in rows of stills."""
+    """Of its training; `batch_size` is in rows of one still."""
     muon = OptimizerConfig(name="muon", learning_rate=learning_rate, schedule="cosine", warmup_steps=40, clip_norm=1.0)
-    return SFTConfig(steps=steps, batch_size=32, compute_dtype="float32", remat="none", optimizer=muon)
+    return SFTConfig(steps=steps, batch_size=ROWS, compute_dtype="float32", remat="none", optimizer=muon)
+
+
+def renew_strangers(policy: Policy, shown: Iterable[Batch], seed: int) -> Policy:
+    """Tokens that none of `shown` has get rows drawn like those of the others, in the embedding and in the head.
+
+    Training has pushed them all the same way, off every answer; a later stage would have to move each row by itself
+    to tell them apart, and would take the words beside them along. Likewise for tokens that are new to a vocabulary:
+    mean and spread of the rows there are (J. Hewitt, Initializing New Word Embeddings, 2021).
+    """
+    seen, said = np.zeros((2, policy.config.text.vocab_size), bool)
+    for batch in shown:
+        seen[batch.tokens] = True
+        said[batch.targets[batch.target_slots >= 0]] = True
+    draw = np.random.default_rng(seed)
+
+    def renew(weight: nnx.Variable, known: np.ndarray) -> nnx.Variable:
+        rows = np.array(weight[...], np.float32)
+        mean, spread = rows[known].mean(0), rows[known].std(0)
+        rows[~known] = mean + spread * draw.standard_normal((int((~known).sum()), rows.shape[1]))
+        return weight.replace(jnp.asarray(rows, weight[...].dtype))
+
+    params = jax.tree.map(lambda x: x, policy.params)
+    params["text"]["embed_tokens"]["weight"] = renew(params["text"]["embed_tokens"]["weight"], seen)
+    params["lm_head"]["weight"] = renew(params["lm_head"]["weight"], said)
+    return dataclasses.replace(policy, params=params)
 
 
 class Sight(NamedTuple):

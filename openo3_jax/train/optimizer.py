@@ -14,7 +14,11 @@ MUON_RMS = 0.2
 
 def make_schedule(config: OptimizerConfig, steps: int) -> optax.Schedule:
     """Learning rate at each of `steps` updates: a linear warm-up, then linear or cosine decay to 0, or constant."""
-    peak, decay_steps = config.learning_rate, max(1, steps - config.warmup_steps)
+    return _schedule(config, steps, config.learning_rate)
+
+
+def _schedule(config: OptimizerConfig, steps: int, peak: float) -> optax.Schedule:
+    decay_steps = max(1, steps - config.warmup_steps)
     after = {
         "linear": optax.linear_schedule(peak, 0.0, decay_steps),
         "cosine": optax.cosine_decay_schedule(peak, decay_steps),
@@ -34,6 +38,7 @@ def make_optimizer(config: OptimizerConfig, steps: int) -> optax.GradientTransfo
     else:
         update = contrib.muon(
             schedule,
+            adam_learning_rate=_schedule(config, steps, config.adam_learning_rate or config.learning_rate),
             adam_b1=config.beta1,
             adam_b2=config.beta2,
             adam_weight_decay=config.weight_decay,
