@@ -99,6 +99,7 @@ def test_missing_fields_are_named():
         (lambda: SamplingConfig(top_p=0.0), "0 < top_p <= 1"),
         (lambda: SamplingConfig(top_k=-1), "top_k >= 0"),
         (lambda: OptimizerConfig(learning_rate=0.0), "need learning_rate > 0"),
+        (lambda: OptimizerConfig(adam_learning_rate=1e-3), 'with adamw; expected a positive number with name="muon"'),
         (lambda: SFTConfig(steps=0), "steps=0"),
     ],
 )

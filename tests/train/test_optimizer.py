@@ -59,13 +59,14 @@ def weights(one_device):
     return graphdef, params, small.make_params(small.model_config(), one_device, seed=1)[1]
 
 
-def test_muon_turns_kernels_and_adam_the_rest(weights):
+@pytest.mark.parametrize(("given", "adam_rate"), [(None, 0.01), (0.003, 0.003)])
+def test_muon_turns_kernels_and_adam_the_rest(weights, given, adam_rate):
     """A kernel's update is orthonormal, layer by layer, times 0.2 lr sqrt(its longer side).
 
-    The others get Adam's first step with Nesterov's momentum: lr (0.9 * 0.1 / 0.19 + 1).
+    The others get Adam's first step with Nesterov's momentum: lr (0.9 * 0.1 / 0.19 + 1), lr their own if given.
     """
     _, params, grads = weights
-    config = OptimizerConfig(name="muon", learning_rate=0.01, clip_norm=1e9)
+    config = OptimizerConfig(name="muon", learning_rate=0.01, adam_learning_rate=given, clip_norm=1e9)
     update = small.jit(lambda params, grads: first_update(config, params, grads))(params, grads)
     seen = {"kernel": 0, "other": 0}
     for path, leaf in jax.tree_util.tree_leaves_with_path(update):
@@ -79,7 +80,8 @@ def test_muon_turns_kernels_and_adam_the_rest(weights):
                 assert np.quantile(singular, 0.1) > 0.6 * ideal, path
         else:
             seen["other"] += 1
-            np.testing.assert_allclose(np.abs(leaf), 0.01 * (0.9 * 0.1 / 0.19 + 1), rtol=1e-3, err_msg=str(path))
+            expected = adam_rate * (0.9 * 0.1 / 0.19 + 1)
+            np.testing.assert_allclose(np.abs(leaf), expected, rtol=1e-3, err_msg=str(path))
     assert seen["kernel"] >= 10 and seen["other"] >= 10
 
 
