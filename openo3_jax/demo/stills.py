@@ -34,7 +34,7 @@ class Lesson(NamedTuple):
     @property
     def row_tokens(self) -> int:
         if self.pictures > 1:
-            return 96 + 64 * self.pictures
+            return 128 + 64 * self.pictures
         return 160 if self.words == 0 else 256
 
 
@@ -78,9 +78,8 @@ def ask_one(still: world.Still) -> list[Asked]:
 
 
 def ask_several(shown: Sequence[world.Still], labels: Sequence[str]) -> list[Asked]:
-    """What is asked about labelled pictures of one scene: where something is on one of them, and which show it."""
-    found = [Asked(f"What is on {label}?", _whole(still)) for still, label in zip(shown, labels, strict=True)]
-    ground = shown[0].ground
+    """What is asked about labelled pictures of one scene: which show something, and where it is on them."""
+    found, ground = [], shown[0].ground
     for name in sorted({name for still in shown for name, _ in still.objects}):
         color, shape = name.split()
         boxes = {
@@ -90,13 +89,14 @@ def ask_several(shown: Sequence[world.Still], labels: Sequence[str]) -> list[Ask
         }
         in_order = list(boxes.items())
         (first, box), (last, other) = in_order[0], in_order[-1]
-        found += [Asked(f"Where on {label} is the {name}?", box) for label, box in boxes.items()]
         found += [
             Asked(f"Which show the {name}?", ", ".join(boxes)),
             Asked(f"Which show the {shape}?", f"{name}: {', '.join(boxes)}"),
-            Asked(f"Where is the {name}?", f"I see {name} {box} on {first}, {name} {other} on {last}"),
-            Asked(f"Where is the {shape}?", f"{name} {box} on {first}, {name} {other} on {last}, {ground} background"),
-            Asked(f"Say all of the {name}.", f"On the {ground} background I see {name} {box}."),
+            Asked(f"Where is the {name}?", f"I see {name} {box} on {first}, then {name} {other} on {last}"),
+            Asked(f"Where is the {shape}?", f'"{name}" {box} on {first}, then "{name}" {other} on {last}'),
+            Asked(f"Where on {last} is the {name}?", other),
+            Asked(f"Say all of the {name}.", f'On the {ground} background I see "{name}" {box}.'),
+            Asked(f"Which are the first and the last with the {shape}?", f"{first} and {last}"),
             Asked(f"What color is the {shape}?", f"a {color} {shape}"),
         ]
     return found

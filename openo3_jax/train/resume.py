@@ -10,7 +10,7 @@ from typing import Any
 import jax
 
 from openo3_jax import hosts
-from openo3_jax.config import GSPOConfig, SFTConfig, to_json
+from openo3_jax.config import GSPOConfig, SFTConfig, from_json, to_json
 from openo3_jax.data import loader
 from openo3_jax.errors import InputError
 from openo3_jax.train import checkpoint, replay, run
@@ -19,6 +19,7 @@ from openo3_jax.train.state import TrainState
 
 # Settings that do not change what is learned: what is kept and watched, and how many processes decode.
 FREE = ("run", "workers")
+CONFIGS = {"sft": SFTConfig, "gspo": GSPOConfig}
 VERSIONED = ("openo3-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 LINES = (run.METRICS, run.SAMPLES, run.BAD_SAMPLES)  # files whose lines name their step
 SET_ASIDE = "set_aside"  # directory of the checkpoints that are damaged, or later than where the run goes on
@@ -63,14 +64,24 @@ def _find(out: Path, about: Mapping[str, Any], say: Callable[[str], None]) -> ch
         return None
     record = checkpoint.read_record(directory, step)
     at = directory / str(step)
+    saved = {**record.about, "config": _with_defaults(record.about)}
     for name in ("stage", "records", "shapes", "reference", "frozen", "config"):
-        difference = first_difference(record.about.get(name), about.get(name), name)
+        difference = first_difference(saved.get(name), about.get(name), name)
         if difference is not None:
             raise InputError(f"{at}: {difference}; resume with what the run was started with, or start a new run")
     changed = first_difference(record.about["versions"], about["versions"], "versions")
     if changed is not None:
         say(f"{at}: {changed}; the numbers may differ in their last bits from those of an uninterrupted run")
     return record
+
+
+def _with_defaults(about: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The settings of a checkpoint; one that is newer than the checkpoint had its default when that was written."""
+    try:
+        whole = to_json(from_json(CONFIGS[about["stage"]], about["config"], "config"))
+    except InputError:  # not settings of this version: what differs is named by the comparison
+        return about["config"]
+    return {name: value for name, value in whole.items() if name not in FREE}
 
 
 def position(record: checkpoint.Record) -> loader.IteratorState:

@@ -227,6 +227,20 @@ def test_a_checkpoint_of_another_run_is_refused(change, message, tmp_path, state
         resume_lib.find(tmp_path, ABOUT | change, pytest.fail)
 
 
+def test_a_setting_that_is_newer_than_the_checkpoint_had_its_default(tmp_path, state):
+    def about(rate: float | None) -> dict:
+        config = SFTConfig(steps=3, optimizer=OptimizerConfig(name="muon", adam_learning_rate=rate))
+        return ABOUT | {"config": resume_lib.describe("sft", config, "abc", {})["config"]}
+
+    older = about(None)
+    del older["config"]["optimizer"]["adam_learning_rate"]
+    with Checkpoints(tmp_path / run.CHECKPOINTS, keep_last=1, say=pytest.fail) as checkpoints:
+        checkpoints.save(state, record(1, about=older))
+    assert resume_lib.find(tmp_path, about(None), pytest.fail).step == 1
+    with pytest.raises(InputError, match=r"adam_learning_rate is None in the checkpoint and 0\.1 now"):
+        resume_lib.find(tmp_path, about(0.1), pytest.fail)
+
+
 def test_another_version_is_told(tmp_path, state):
     with Checkpoints(tmp_path / run.CHECKPOINTS, keep_last=1, say=pytest.fail) as checkpoints:
         checkpoints.save(state, record(1, about=ABOUT))
