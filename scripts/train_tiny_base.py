@@ -33,7 +33,7 @@ from openo3_jax.demo import base, stills
 from openo3_jax.train import ahead, steps
 from openo3_jax.train import state as state_lib
 
-MEASURE_EVERY = 100
+MEASURE_EVERY = 150
 EASY_SHARE = 0.25  # of the first lesson, with one object only
 MEASURED_WORDS = 8
 SHOWN_STEPS = 100  # of the second lesson; a token that none of these shows is a stranger
@@ -45,14 +45,16 @@ class Part(NamedTuple):
     learning_rate: float
 
 
-PARTS = (Part("see", 1800, 6e-3), Part("read", 900, 3e-3))
-PICTURES = 6  # of a row of the second lesson with labels
+PARTS = (Part("see", 1800, 6e-3), Part("read", 1050, 5e-3))
+PICTURES = (2, 3, 6)  # of a row of the second lesson with labels, in its three thirds
 
 
 def lesson(part: Part, step: int) -> stills.Lesson:
     if part.name == "see":
         return stills.Lesson((1, 1 if step < EASY_SHARE * part.steps else 3))
-    return stills.Lesson((1, 3), pictures=1 if step % 3 == 0 else PICTURES, words=8)
+    if step % 4 == 0:
+        return stills.Lesson((1, 3), words=8)
+    return stills.Lesson((1, 3), pictures=PICTURES[3 * step // part.steps], words=3)
 
 
 def main() -> int:
@@ -76,8 +78,8 @@ def main() -> int:
 
 def make_batch(processor: tokens.Processor, part: Part, step: int, seed: int) -> types.Batch:
     now = lesson(part, step)
-    rows = base.ROWS // (1 if now.pictures == 1 else 2)  # with several pictures they are twice as long
-    return stills.make_batch(processor, [seed, step], rows, now)
+    rows = base.ROWS * 256 // max(256, now.row_tokens)
+    return stills.make_batch(processor, [seed, step], rows - rows % 2, now)
 
 
 def teach(part: Part, start: Path, out: Path, seed: int) -> None:
