@@ -15,6 +15,7 @@ import hashlib
 import json
 import os
 import shutil
+import statistics
 import sys
 import time
 from pathlib import Path
@@ -23,7 +24,6 @@ from typing import NamedTuple
 os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=2")  # faster than one device of two threads
 
 import jax
-import jax.numpy as jnp
 
 from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
@@ -33,20 +33,21 @@ from openo3_jax.demo import base, stills
 from openo3_jax.train import ahead, steps
 from openo3_jax.train import state as state_lib
 
-MEASURE_EVERY = 150
+MEASURE_EVERY = 400
 EASY_SHARE = 0.25  # of the first lesson, with one object only
-MEASURED_WORDS = 8
+MEASURED = {"": {}, "_with_words": {"words": 8}, "_of_several": {"pictures": 6}}
 SHOWN_STEPS = 100  # of the second lesson; a token that none of these shows is a stranger
 
 
 class Part(NamedTuple):
     name: str
     steps: int
+    rows: int  # of 256 tokens, in an update
     learning_rate: float
 
 
-PARTS = (Part("see", 1800, 6e-3), Part("read", 1050, 5e-3))
-PICTURES = (2, 3, 6)  # of a row of the second lesson with labels, in its three thirds
+PARTS = (Part("see", 1800, 32, 6e-3), Part("read", 4000, 16, 5e-3))
+PICTURES = (2, 4, 7)  # of a row of the second lesson with labels, in its three thirds
 
 
 def lesson(part: Part, step: int) -> stills.Lesson:
@@ -78,12 +79,12 @@ def main() -> int:
 
 def make_batch(processor: tokens.Processor, part: Part, step: int, seed: int) -> types.Batch:
     now = lesson(part, step)
-    rows = base.ROWS * 256 // max(256, now.row_tokens)
+    rows = part.rows * 256 // max(256, now.row_tokens)
     return stills.make_batch(processor, [seed, step], rows - rows % 2, now)
 
 
 def teach(part: Part, start: Path, out: Path, seed: int) -> None:
-    recipe = base.recipe(part.steps, part.learning_rate)
+    recipe = base.recipe(part.steps, part.rows, part.learning_rate)
     mesh = mesh_lib.make_mesh({"data": jax.device_count()})
     policy = policy_lib.load_pretrained(start, mesh=mesh)
     state = state_lib.make_state(policy, recipe)
@@ -96,11 +97,11 @@ def teach(part: Part, start: Path, out: Path, seed: int) -> None:
     with ahead.Ahead(make, part.steps) as batches:
         for step in range(part.steps):
             state, metrics = update(state, batches(step))
-            losses.append(metrics["loss"])
+            losses.append(float(metrics["loss"]))  # waits: steps that queue up can starve each other on the CPU
             done = step + 1
             if done % MEASURE_EVERY == 0 or done == part.steps:
                 policy = dataclasses.replace(policy, params=state.params)
-                log.append({"step": done, "loss": float(jnp.stack(losses).mean()), **_seen(policy)})
+                log.append({"step": done, "loss": statistics.mean(losses), **_seen(policy)})
                 losses = []
                 print(json.dumps(log[-1]), f"{time.monotonic() - started_s:.0f} s", file=sys.stderr, flush=True)
     _write(out, policy, log, {"seed": seed, "recipe": dataclasses.asdict(recipe), "jax": jax.__version__})
@@ -109,9 +110,9 @@ def teach(part: Part, start: Path, out: Path, seed: int) -> None:
 def _seen(policy: policy_lib.Policy) -> dict[str, float]:
     found = {}
     for number in (1, 2, 3):
-        for words, name in ((0, ""), (MEASURED_WORDS, "_with_words")):
-            sight = base.measure(policy, number, words=words)
-            found |= {f"box_iou_{number}{name}": sight.box_iou, f"names_{number}{name}": sight.names}
+        for kind, how in MEASURED.items():
+            sight = base.measure(policy, number, **how)
+            found |= {f"box_iou_{number}{kind}": sight.box_iou, f"names_{number}{kind}": sight.names}
     return {name: round(value, 3) for name, value in found.items()}
 
 

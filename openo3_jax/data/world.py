@@ -29,11 +29,13 @@ _MOST_OVERLAP = 0.2  # of the smaller box, mean over the frames that show both
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class WorldConfig:
-    """How hard a clip is. Times of appearing and vanishing are multiples of half a second where `fps` allows it."""
+    """How hard a clip is."""
 
     objects: tuple[int, int] = (1, 1)  # fewest and most in a clip, distractors included
     motions: tuple[str, ...] = MOTIONS
     sizes: tuple[float, float] = (0.25, 0.5)  # of an object, as a share of the shorter side
+    beat_s: float = 0.5  # times of appearing and vanishing are multiples of it, where `fps` allows it
+    stays: tuple[int, int] = (2, 5)  # fewest and most beats that an object is there
     reach: float = 1.0  # how much of the free room an object crosses
     texture: float = 0.3  # how much the ground's brightness varies
     num_frames: int = 40
@@ -55,6 +57,11 @@ class WorldConfig:
             )
         if not 1 <= self.objects[0] <= self.objects[1] <= len(SHAPES):
             raise InputError(f"world: objects={self.objects}; expected 1 to {len(SHAPES)}, the fewest first")
+        if not 1 <= self.stays[0] <= self.stays[1] or self.beat_s <= 0:
+            raise InputError(
+                f"world: stays={self.stays}, beat_s={self.beat_s}; expected 1 or more beats, the fewest first, of more "
+                "than 0 s"
+            )
         unknown = set(self.motions) - set(MOTIONS)
         if unknown or not self.motions:
             raise InputError(f"world: motions={self.motions}; expected some of {', '.join(MOTIONS)}")
@@ -63,6 +70,11 @@ class WorldConfig:
                 f"world: sizes={self.sizes}, reach={self.reach}, texture={self.texture}; expected 0 < sizes <= 0.8, "
                 "reach in [0, 1] and texture in [0, 0.4]"
             )
+
+    @property
+    def beat(self) -> int:
+        """In frames."""
+        return max(1, int(self.beat_s * self.fps))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,10 +150,12 @@ def make_still(seed: int, config: WorldConfig) -> Still:
 
 
 def make_stills(seed: int, config: WorldConfig, number: int) -> list[Still]:
-    """`number` frames of one scene, each as of `make_still`, in random order: no time passes from one to the next."""
+    """`number` frames of one scene, in random order: no time passes from one to the next. Not all of them are empty."""
     scene = make_scene(seed, config)
-    something = np.flatnonzero(scene.shown.any(0))
-    return [_still(scene, int(i)) for i in np.random.default_rng([seed, number]).choice(something, number)]
+    draw = np.random.default_rng([seed, number])
+    one = draw.choice(np.flatnonzero(scene.shown.any(0)))
+    others = draw.choice(np.delete(np.arange(config.num_frames), one), number - 1, replace=False)
+    return [_still(scene, int(i)) for i in draw.permutation([one, *others])]
 
 
 def _still(scene: Scene, frame: int) -> Still:
@@ -167,10 +181,9 @@ def _path(
     """Side of an object in px, its left upper corner in every frame, and from which frame to which it is there."""
     shorter, num = min(config.height, config.width), config.num_frames
     side_px = int(draw.integers(round(config.sizes[0] * shorter), round(config.sizes[1] * shorter) + 1))
-    step = max(1, config.fps // 2)
-    shortest = min(num, 2 * step)
-    first = int(draw.choice(np.arange(0, num - shortest + 1, step)))
-    length = int(draw.choice(np.arange(shortest, min(num - first, 5 * step) + 1, step)))
+    shortest, longest = (min(num, beats * config.beat) for beats in config.stays)
+    first = int(draw.choice(np.arange(0, num - shortest + 1, config.beat)))
+    length = int(draw.choice(np.arange(shortest, min(num - first, longest) + 1, config.beat)))
     motion = str(draw.choice(config.motions))
     room = np.array([config.width - side_px, config.height - side_px], float)
     start = draw.random(2) * room

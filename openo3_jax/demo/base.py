@@ -15,12 +15,11 @@ from flax import nnx
 
 from openo3_jax import geometry
 from openo3_jax.config import ModelConfig, OptimizerConfig, SamplingConfig, SFTConfig, TextConfig, VisionConfig
-from openo3_jax.data import tiny_tokenizer
+from openo3_jax.data import tiny_tokenizer, world
 from openo3_jax.demo import stills
 from openo3_jax.policy import Policy
 from openo3_jax.types import Batch
 
-ROWS = 32  # of one still, in an update
 MEASURED_STILLS = 96  # for each number of objects
 
 
@@ -52,10 +51,10 @@ def make_config(ids: tiny_tokenizer.TokenIds) -> ModelConfig:
     )
 
 
-def recipe(steps: int, learning_rate: float) -> SFTConfig:
-    """Of its training; `batch_size` is in rows of one still."""
+def recipe(steps: int, rows: int, learning_rate: float) -> SFTConfig:
+    """Of its training, with `rows` of 256 tokens in an update."""
     muon = OptimizerConfig(name="muon", learning_rate=learning_rate, schedule="cosine", warmup_steps=40, clip_norm=1.0)
-    return SFTConfig(steps=steps, batch_size=ROWS, compute_dtype="float32", remat="none", optimizer=muon)
+    return SFTConfig(steps=steps, batch_size=rows, compute_dtype="float32", remat="none", optimizer=muon)
 
 
 def renew_strangers(policy: Policy, shown: Iterable[Batch], seed: int) -> Policy:
@@ -90,27 +89,50 @@ class Sight(NamedTuple):
     names: float
 
 
-def measure(policy: Policy, num_objects: int, *, words: int = 0, seed: int = 2**31) -> Sight:
-    """Greedy answers about one object of each of `MEASURED_STILLS` stills whose scenes hold so many.
+def measure(policy: Policy, num_objects: int, *, words: int = 0, pictures: int = 1, seed: int = 2**31) -> Sight:
+    """Greedy answers about one object of each of `MEASURED_STILLS` scenes that hold so many.
 
-    `words`: the most that stand before the picture, before the question and after it.
+    `words`: the most that stand before the question and after it. `pictures`: of a scene; above 1 they have labels, and
+    a question says which it means.
     """
     draws = np.random.default_rng([seed, num_objects])
     seeds = draws.integers(2**32, size=MEASURED_STILLS).tolist()
-    shown = [stills.make_still(one, (num_objects, num_objects)) for one in seeds]
+    scenes = [_scene(draws, one, num_objects, pictures) for one in seeds]
     greedy = SamplingConfig(temperature=0.0, max_new_tokens=32)
 
     def answers(questions: Sequence[str]) -> list[str]:
         asked = [stills.surround(draws, question, words) for question in questions]
-        said = [stills.conversation([still], [""], question) for still, question in zip(shown, asked, strict=True)]
+        said = [stills.conversation(scene.shown, scene.before, one) for scene, one in zip(scenes, asked, strict=True)]
         samples = [policy.processor.encode(one) for one in said]
         return [texts[0] for texts in policy.continue_samples(samples, greedy, [0] * len(samples)).texts]
 
-    boxes = answers([f"Where is the {still.objects[0][0]}?" for still in shown])
-    names = answers([f"What color is the {still.objects[0][0].split()[1]}?" for still in shown])
-    ious = [geometry.box_iou(_box(text), still.objects[0][1]) for text, still in zip(boxes, shown, strict=True)]
-    right = [text == still.objects[0][0].split()[0] for text, still in zip(names, shown, strict=True)]
+    boxes = answers([f"Where{scene.on} is the {scene.name}?" for scene in scenes])
+    names = answers([f"What color is the {scene.name.split()[1]}?" for scene in scenes])
+    ious = [geometry.box_iou(_box(text), scene.box) for text, scene in zip(boxes, scenes, strict=True)]
+    right = [scene.name.split()[0] in text.split() for text, scene in zip(names, scenes, strict=True)]
     return Sight(float(np.mean(ious)), float(np.mean(right)))
+
+
+class _Scene(NamedTuple):
+    """Pictures, what stands before each, and the object that is asked about with its place on one of them."""
+
+    shown: list[world.Still]
+    before: list[str]
+    on: str  # " on" and the label of the one meant; empty for a single picture
+    name: str
+    box: np.ndarray
+
+
+def _scene(draws: np.random.Generator, seed: int, num_objects: int, pictures: int) -> _Scene:
+    objects = (num_objects, num_objects)
+    if pictures == 1:
+        still = stills.make_still(seed, objects)
+        return _Scene([still], [""], "", *still.objects[0])
+    shown, labels = stills.make_stills(seed, objects, pictures), stills.draw_labels(draws, pictures)
+    there = [i for i, still in enumerate(shown) if still.objects]
+    i = there[draws.integers(len(there))]
+    name, box = shown[i].objects[draws.integers(len(shown[i].objects))]
+    return _Scene(shown, stills.label_all(labels), f" on {labels[i]}", name, box)
 
 
 def _box(text: str) -> np.ndarray:

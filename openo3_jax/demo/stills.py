@@ -8,7 +8,7 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from openo3_jax import types
-from openo3_jax.data import groups, packing, tokens, world
+from openo3_jax.data import groups, packing, prompts, tokens, world
 
 HEIGHT, WIDTH = 84, 112  # px, of every still and of the demo's clips: 12 visual tokens
 REPEATED = (3, 12)  # words of a line to repeat, fewest and most
@@ -29,7 +29,7 @@ class Lesson(NamedTuple):
 
     objects: tuple[int, int]  # fewest and most in the scene of a picture
     pictures: int = 1  # of a row, all of one scene; above 1 they have labels, numbers that the questions refer to
-    words: int = 0  # most that stand before each picture, before the question and after it; then lines are repeated too
+    words: int = 0  # most that stand before a single picture, before the question and after it; then lines are repeated
 
     @property
     def row_tokens(self) -> int:
@@ -79,8 +79,12 @@ def ask_one(still: world.Still) -> list[Asked]:
 
 def ask_several(shown: Sequence[world.Still], labels: Sequence[str]) -> list[Asked]:
     """What is asked about labelled pictures of one scene: which show something, and where it is on them."""
-    found, ground = [], shown[0].ground
-    for name in sorted({name for still in shown for name, _ in still.objects}):
+    names = list(dict.fromkeys(name for still in shown for name, _ in still.objects))
+    found = [Asked("Which objects are shown?", ", ".join(names))]
+    for still, label in zip(shown, labels, strict=True):
+        found.append(Asked(f"What is on {label}?", _whole(still) or "nothing"))
+    ground = shown[0].ground
+    for name in names:
         color, shape = name.split()
         boxes = {
             label: _place(dict(still.objects)[name])
@@ -92,9 +96,10 @@ def ask_several(shown: Sequence[world.Still], labels: Sequence[str]) -> list[Ask
         found += [
             Asked(f"Which show the {name}?", ", ".join(boxes)),
             Asked(f"Which show the {shape}?", f"{name}: {', '.join(boxes)}"),
+            Asked(f"Where are all of the {name}?", ", ".join(f"{label} {box}" for label, box in in_order)),
             Asked(f"Where is the {name}?", f"I see {name} {box} on {first}, then {name} {other} on {last}"),
             Asked(f"Where is the {shape}?", f'"{name}" {box} on {first}, then "{name}" {other} on {last}'),
-            Asked(f"Where on {last} is the {name}?", other),
+            *(Asked(f"Where on {label} is the {name}?", one) for label, one in in_order),
             Asked(f"Say all of the {name}.", f'On the {ground} background I see "{name}" {box}.'),
             Asked(f"Which are the first and the last with the {shape}?", f"{first} and {last}"),
             Asked(f"What color is the {shape}?", f"a {color} {shape}"),
@@ -105,27 +110,27 @@ def ask_several(shown: Sequence[world.Still], labels: Sequence[str]) -> list[Ask
 def make_batch(processor: tokens.Processor, seed: int | Sequence[int], rows: int, lesson: Lesson) -> types.Batch:
     """Stills in each row with as many of their questions as there is room for, in random order; answers are targets."""
     draw = np.random.default_rng(seed)
-    prompts, tails, begins = [], [], []
+    shared, tails, begins = [], [], []
     for one in draw.integers(2**32, size=(rows, 1))[:, 0].tolist():
         if lesson.pictures == 1:
             shown = [make_still(one, lesson.objects)]
             before, every = [_line(draw, 0, lesson.words)], ask_one(shown[0])
         else:
             shown = make_stills(one, lesson.objects, lesson.pictures)
-            labels = _labels(draw, lesson.pictures)
-            before = [f"{_line(draw, 0, lesson.words // 2)} {label}: ".lstrip() for label in labels]
+            labels = draw_labels(draw, lesson.pictures)
+            before = label_all(labels)
             every = ask_several(shown, labels)
         if lesson.words:
             every += [Asked(f"Repeat: {line}", line) for line in (_line(draw, *REPEATED), _pieces(draw, processor))]
         every = [every[i] for i in draw.permutation(len(every))]
         every = [one._replace(question=surround(draw, one.question, lesson.words)) for one in every]
         prompt, own, starts = _encode(processor, shown, before, every, lesson.row_tokens)
-        prompts.append(prompt)
+        shared.append(prompt)
         tails.append(own)
         begins.append(starts)
-    bucket = groups.group_bucket(prompts, tails, processor.config.vision, num_rows=rows)
+    bucket = groups.group_bucket(shared, tails, processor.config.vision, num_rows=rows)
     bucket = dataclasses.replace(bucket, seq=lesson.row_tokens, targets=packing.round_up(lesson.row_tokens, 64))
-    batch, completion = groups.make_group_batch(prompts, tails, bucket, processor.config, pad_id=processor.pad_id)
+    batch, completion = groups.make_group_batch(shared, tails, bucket, processor.config, pad_id=processor.pad_id)
     for row, starts in enumerate(begins):
         is_question = np.concatenate(
             [np.arange(len(tail)) < start for tail, start in zip(tails[row], starts, strict=True)]
@@ -150,9 +155,15 @@ def surround(draw: np.random.Generator, question: str, most: int) -> str:
     return f"{ahead}\n{question} {after}".strip() if ahead or after else question
 
 
-def _labels(draw: np.random.Generator, number: int) -> list[str]:
-    """Numbers such as 0.0, 1.6 and 5.9, no two alike."""
-    return [f"{tenths / 10:.1f}" for tenths in draw.choice(60, number, replace=False)]
+def draw_labels(draw: np.random.Generator, number: int) -> list[str]:
+    """Numbers such as 0.0, 1.6 and 5.9, no two with the same first digit."""
+    return [f"{first}.{draw.integers(10)}" for first in draw.permutation(10)[:number]]
+
+
+def label_all(labels: Sequence[str]) -> list[str]:
+    """What stands before each of several pictures, as before the frames of a clip."""
+    first, *others = (prompts.render_frame(number, float(label)) for number, label in enumerate(labels, 1))
+    return [first, *(f"\n{one}" for one in others)]
 
 
 def _whole(still: world.Still) -> str:

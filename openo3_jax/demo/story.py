@@ -1,6 +1,7 @@
 """Render, teach (stage one), sharpen (stage two), measure, export. One seed, one result; it can be interrupted."""
 
 import dataclasses
+import itertools
 import json
 import shutil
 import tempfile
@@ -26,7 +27,16 @@ Size = Literal["quick", "demo", "full"]
 BASE = Path(__file__).with_name("tiny_base")
 PROMPTS = Path(__file__).with_name("prompts.json")
 TRAIN_SEED, HELD_OUT_SEED = 0, 1
-WORLD = world.WorldConfig(objects=(1, 3), sizes=(0.25, 0.4), height=stills.HEIGHT, width=stills.WIDTH)
+WORLD = world.WorldConfig(
+    objects=(1, 3),
+    sizes=(0.25, 0.4),
+    num_frames=30,
+    fps=5,
+    beat_s=1.0,
+    stays=(1, 4),
+    height=stills.HEIGHT,
+    width=stills.WIDTH,
+)
 VIOU_TIMES, TIOU_TIMES = 2.0, 1.5  # what stage one must reach, in the best constant answer
 ROWS = ("base", "sft", "gspo")
 SETTINGS = "demo.json"
@@ -83,7 +93,7 @@ def run_demo(out: Path, *, size: Size = "demo") -> Outcome:
     say("5/5 the page")
     report = out / "report.html"
     pages.write(report, run_report.make_report(out / "gspo", root=out / "data").page)
-    text, holds = _verdict(found, asked)
+    text, holds = _verdict(found, asked, size)
     ends = f"model: {sharpened}, page: {report}\n{_how_to_ask(out, sharpened, plan.gspo)}"
     return Outcome(f"{_table(found, asked)}\n{text}\n{ends}", holds or size == "quick")
 
@@ -125,7 +135,7 @@ def _trained(out: Path, stage: str, train: Callable[..., Policy]) -> Path:
 # ---- what is said in the end ----
 
 
-def _verdict(found: dict[str, held_out.Held], asked: held_out.Questions) -> tuple[str, bool]:
+def _verdict(found: dict[str, held_out.Held], asked: held_out.Questions, size: Size) -> tuple[str, bool]:
     taught = np.array([record["task"] in tasks.STAGE_TASKS["sft"] for record in asked.records])
     constant, learned = held_out.constants(asked, taught), found["sft"].values(taught)
     gains = {
@@ -140,6 +150,10 @@ def _verdict(found: dict[str, held_out.Held], asked: held_out.Questions) -> tupl
         ratio = learned[column] / constant[column]
         text = f"{name} IoU of SFT in its own tasks {learned[column]:.3f}, {ratio:.2f} times the best constant's"
         claims.append((f"{text} (claim: {times:g})", ratio >= times))
+    if size == "full":
+        mlgm = [found[name].values()["mlgm"] for name in ROWS]
+        rises = all(lower < higher for lower, higher in itertools.pairwise(mlgm))
+        claims.append((f"mLGM rises from stage to stage: {', '.join(f'{one:.3f}' for one in mlgm)}", rises))
     lines = [f"{'holds' if holds else 'FAILS'}: {text}" for text, holds in claims]
     return "\n".join(lines), all(holds for _, holds in claims)
 

@@ -186,6 +186,13 @@ def test_a_still_shows_what_it_lists():
         assert near[y1:y2, x1:x2].mean() > 0.3
 
 
+def test_beats_and_stays_bound_when_an_object_is_there():
+    config = world.WorldConfig(objects=(3, 3), num_frames=30, fps=5, beat_s=1.0, stays=(1, 4))
+    spans_s = np.array([track.visible_s for seed in range(40) for track in world.make_scene(seed, config).tracks])
+    assert (spans_s == np.rint(spans_s)).all()
+    assert set(np.diff(spans_s)[:, 0]) == {1.0, 2.0, 3.0, 4.0} and spans_s.max() == 6.0 and spans_s.min() == 0.0
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -193,6 +200,8 @@ def test_a_still_shows_what_it_lists():
         ({"objects": (2, 4)}, "1 to 3"),
         ({"motions": ("fly",)}, "expected some of cross"),
         ({"texture": 0.9}, "texture=0.9"),
+        ({"stays": (3, 2)}, r"stays=\(3, 2\)"),
+        ({"beat_s": 0.0}, "more than 0 s"),
     ],
 )
 def test_worlds_that_cannot_be(change, message):

@@ -70,6 +70,10 @@ def test_labelled_pictures_are_of_one_scene_and_asked_about_by_their_labels():
             answers = {answer for question, answer in asked if question == f"Where on {label} is the {name}?"}
             box = dict(still.objects).get(name)
             assert answers == (set() if box is None else {f"[{','.join(str(int(edge)) for edge in box)}]"})
+    assert ("Which objects are shown?", "") not in asked
+    for still, label in zip(shown, labels, strict=True):
+        (listed,) = (answer for question, answer in asked if question == f"What is on {label}?")
+        assert all(name in listed for name, _ in still.objects) and (listed == "nothing") == (not still.objects)
     again = stills.make_stills(4, (3, 3), 6)
     assert all((a.pixels == b.pixels).all() for a, b in zip(shown, again, strict=True))
 
@@ -84,7 +88,7 @@ def test_words_around_several_pictures(model):
     for row in range(6):
         shown = stills.make_stills(seeds[row], (2, 3), 4)
         text = decode(batch.tokens[row].tolist())
-        labels = re.findall(r"(\d\.\d): <\|vision_start\|>", text)
+        labels = re.findall(r"Frame \d at (\d\.\d)s: <\|vision_start\|>", text)
         assert len(set(labels)) == 4 and not re.search(r"<(think|answer|obj|box|t)>", text)
         asked = stills.ask_several(shown, labels)
         learned = decode(batch.targets[row][batch.target_slots[row] >= 0].tolist()).split("<|im_end|>")[:-1]
@@ -93,7 +97,7 @@ def test_words_around_several_pictures(model):
         assert learned and all(f"Repeat: {answer}" in text for answer in repeated)
 
 
-def _still_of(batch_seed: int, row: int) -> stills.Still:
+def _still_of(batch_seed: int, row: int) -> world.Still:
     seeds = np.random.default_rng(batch_seed).integers(2**32, size=4).tolist()
     return stills.make_still(seeds[row], (1, 3))
 

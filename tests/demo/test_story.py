@@ -143,7 +143,7 @@ def test_the_verdict_is_that_of_the_numbers(rewards, tiou, failing):
     """The best span of these four earns 1/4, or 1/4 of each: 1.5 times that is 0.375; the best box is exact."""
     values = zip(story.ROWS, rewards, strict=True)
     found = {name: held(reward, tiou, 1.0) for name, reward in values}
-    text, holds = story._verdict(found, QUESTIONS)
+    text, holds = story._verdict(found, QUESTIONS, "demo")
     lines = [line for line in text.splitlines() if line.startswith("FAILS")]
     assert not holds  # the constant box is exact here, so twice of it cannot be had
     assert any("visual IoU of SFT in its own tasks 1.000, 1.00 times" in line for line in lines)
@@ -158,8 +158,16 @@ def test_stage_one_is_not_blamed_for_a_task_it_was_not_taught():
         name: held_out.Held(np.vstack([one.reward, [[0.0]]]), np.vstack([one.columns, [0, 0, 0, np.nan]]), [""] * 6)
         for name, one in ((name, held(0.1 * i, 0.9, 1.0)) for i, name in enumerate(story.ROWS))
     }
-    assert "temporal IoU of SFT in its own tasks 0.900" in story._verdict(found, asked)[0]
+    assert "temporal IoU of SFT in its own tasks 0.900" in story._verdict(found, asked, "demo")[0]
     assert found["sft"].values()["tiou"] == pytest.approx(0.9 * 4 / 5)  # the table has all
+
+
+@pytest.mark.parametrize(("last", "word"), [(0.7, "holds"), (0.5, "FAILS"), (0.4, "FAILS")])
+def test_the_long_demo_also_orders_mlgm(last, word):
+    found = {name: held(0.5, tiou, 0.5) for name, tiou in zip(story.ROWS, (0.1, 0.5, last), strict=True)}
+    lines = story._verdict(found, QUESTIONS, "full")[0].splitlines()
+    assert [line.partition(":")[0] for line in lines if "mLGM rises" in line] == [word]
+    assert "mLGM" not in story._verdict(found, QUESTIONS, "demo")[0]
 
 
 def test_the_table_is_made_by_the_evaluations_own_measures(monkeypatch):
