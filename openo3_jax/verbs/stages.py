@@ -1,10 +1,11 @@
 """Verbs of training: both stages, the plan for devices that are not here, and a bad batch run again."""
 
 import contextlib
+import dataclasses
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from tyro.conf import Positional, arg
 
@@ -14,39 +15,51 @@ from openo3_jax.verbs import shared
 from openo3_jax.verbs.shared import Flat
 
 
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Run:
+    """What both stages are told about a run besides its settings."""
+
+    model: Path  # the Qwen2.5-VL directory to start from; for stage two, such as the export of a run of stage one
+    data: Path  # the data root in the released layout
+    out: Path  # a new directory for the run
+    resume: bool = False  # go on with the run in OUT where it was stopped; without a checkpoint there it starts anew
+    profile: str | None = None  # steps to trace into OUT/profile for XProf or Perfetto, such as 10:15
+    mesh: str | None = None  # sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp
+    prompts: Path | None = None  # other wordings, a JSON file
+
+    def arguments(self) -> dict[str, Any]:
+        """As `run_sft` and `run_gspo` take them. Raises: InputError for a mesh or steps that cannot be read."""
+        from openo3_jax.train import profiling
+
+        return {
+            "model": self.model,
+            "data": self.data,
+            "out": self.out,
+            "resume": self.resume,
+            "profile": None if self.profile is None else profiling.parse_steps(self.profile),
+            "mesh": shared.mesh_axes(self.mesh),
+            "prompts_file": self.prompts,
+        }
+
+
 def sft_of(recipe: SFTConfig) -> Callable[..., None]:
     def sft(
         *,
-        model: Path,
-        data: Path,
-        out: Path,
-        resume: bool = False,
-        profile: str | None = None,
-        mesh: str | None = None,
-        prompts: Path | None = None,
+        run: Annotated[Run, Flat],
         processes: Annotated[HostsConfig, Flat] = HostsConfig(),  # noqa: B008 (frozen)
         config: Annotated[SFTConfig, Flat] = recipe,
     ) -> None:
         """Stage one: train on the records of STGR-SFT.json.
 
         Args:
-            model: the Qwen2.5-VL directory to start from.
-            data: the data root in the released layout.
-            out: a new directory for the run.
-            resume: go on with the run in OUT where it was stopped; without a checkpoint there it starts anew.
-            profile: steps to trace into OUT/profile for XProf or Perfetto, such as 10:15.
-            mesh: sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp.
-            prompts: other wordings, a JSON file.
             processes: of a run over several hosts; each of them is started with the same command.
         """
         _start(processes, config)
-        from openo3_jax.train import profiling
         from openo3_jax.train import sft as stage
 
-        places = {"model": model, "data": data, "out": out, "prompts_file": prompts}
-        traced = None if profile is None else profiling.parse_steps(profile)
+        how = run.arguments()
         with _several(processes):
-            stage.run_sft(**places, config=config, mesh=shared.mesh_axes(mesh), resume=resume, profile=traced)
+            stage.run_sft(**how, config=config)
 
     return sft
 
@@ -54,13 +67,7 @@ def sft_of(recipe: SFTConfig) -> Callable[..., None]:
 def gspo_of(recipe: GSPOConfig) -> Callable[..., None]:
     def gspo(
         *,
-        model: Path,
-        data: Path,
-        out: Path,
-        resume: bool = False,
-        profile: str | None = None,
-        mesh: str | None = None,
-        prompts: Path | None = None,
+        run: Annotated[Run, Flat],
         reference: Path | None = None,
         reward: str | None = None,
         processes: Annotated[HostsConfig, Flat] = HostsConfig(),  # noqa: B008 (frozen)
@@ -69,13 +76,6 @@ def gspo_of(recipe: GSPOConfig) -> Callable[..., None]:
         """Stage two: sample groups of answers to the records of STGR-RL.json, reward them, learn from the difference.
 
         Args:
-            model: the Qwen2.5-VL directory to start from, such as the export of a run of stage one.
-            data: the data root in the released layout.
-            out: a new directory for the run.
-            resume: go on with the run in OUT where it was stopped; without a checkpoint there it starts anew.
-            profile: steps to trace into OUT/profile for XProf or Perfetto, such as 10:15.
-            mesh: sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp.
-            prompts: other wordings, a JSON file.
             reference: the model not to leave too far behind, if it is not the one to start from.
             reward: a reward of one's own, module:function, called with records and completions.
             processes: of a run over several hosts; each of them is started with the same command.
@@ -83,22 +83,12 @@ def gspo_of(recipe: GSPOConfig) -> Callable[..., None]:
         _start(processes, config)
         from openo3_jax.rewards import redteam
         from openo3_jax.train import gspo as stage
-        from openo3_jax.train import profiling, rollout
+        from openo3_jax.train import rollout
 
+        how = run.arguments()
         own = None if reward is None else rollout.own_reward(redteam.load_reward(reward))
         with _several(processes):
-            stage.run_gspo(
-                model=model,
-                data=data,
-                out=out,
-                config=config,
-                mesh=shared.mesh_axes(mesh),
-                resume=resume,
-                profile=None if profile is None else profiling.parse_steps(profile),
-                prompts_file=prompts,
-                reference=reference,
-                reward=own,
-            )
+            stage.run_gspo(**how, config=config, reference=reference, reward=own)
 
     return gspo
 
