@@ -9,8 +9,7 @@ import pytest
 import transformers
 
 import small
-from openo3_jax import config as config_lib
-from openo3_jax import recipes
+from openo3_jax import config_json, recipes
 from openo3_jax.config import (
     QWEN2_5_VL,
     ModelConfig,
@@ -115,8 +114,8 @@ def test_settings_out_of_range(make, message):
 def test_settings_survive_their_json():
     for recipe in (*recipes.SFT.values(), *recipes.GSPO.values()):
         changed = dataclasses.replace(recipe, weights=(("visual QA", 2.0), ("GQA", 0.5)), steps=7)
-        text = json.dumps(config_lib.to_json(changed))
-        assert config_lib.from_json(type(recipe), json.loads(text), "config.json") == changed
+        text = json.dumps(config_json.to_json(changed))
+        assert config_json.from_json(type(recipe), json.loads(text), "config.json") == changed
 
 
 @pytest.mark.parametrize(
@@ -138,7 +137,7 @@ def test_settings_survive_their_json():
 )
 def test_settings_that_are_not_understood(values, message):
     with pytest.raises(InputError) as caught:
-        config_lib.from_json(SFTConfig, values, "run")
+        config_json.from_json(SFTConfig, values, "run")
     assert message in str(caught.value)
 
 

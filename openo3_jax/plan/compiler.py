@@ -13,7 +13,7 @@ import tempfile
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from openo3_jax import config as config_lib
+from openo3_jax import config_json
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import GSPOConfig, ModelConfig, SFTConfig
 from openo3_jax.errors import InputError
@@ -99,7 +99,7 @@ def _dump(request: Request) -> str:
     return json.dumps(
         {
             "stage": "sft" if isinstance(request.config, SFTConfig) else "gspo",
-            "config": config_lib.to_json(request.config),
+            "config": config_json.to_json(request.config),
             "model": request.model.to_hf(),
             "devices": str(request.devices),
             "axes": request.axes,
@@ -112,7 +112,7 @@ def _load(line: str) -> Request:
     values = json.loads(line)
     config = SFTConfig if values["stage"] == "sft" else GSPOConfig
     return Request(
-        config_lib.from_json(config, values["config"], "plan"),
+        config_json.from_json(config, values["config"], "plan"),
         ModelConfig.from_hf(values["model"]),
         devices_lib.parse(values["devices"]),
         values["axes"],

@@ -7,7 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from openo3_jax.config import GSPOConfig, RunConfig, SFTConfig, to_json
+from openo3_jax import config_json
+from openo3_jax.config import GSPOConfig, RunConfig, SFTConfig
 from openo3_jax.errors import InputError
 from openo3_jax.train import board, metrics, run
 from openo3_jax.train.runlog import RunLog
@@ -79,4 +80,6 @@ def _start_wandb(project: str, out: Path, config: SFTConfig | GSPOConfig) -> Any
     check(config.run)
     wandb = importlib.import_module("wandb")
     name = hashlib.sha256(str(out.absolute()).encode()).hexdigest()[:16]
-    return wandb.init(project=project, id=name, name=out.name, resume="allow", dir=str(out), config=to_json(config))
+    return wandb.init(
+        project=project, id=name, name=out.name, resume="allow", dir=str(out), config=config_json.to_json(config)
+    )

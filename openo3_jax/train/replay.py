@@ -14,8 +14,7 @@ import optax
 from flax import nnx
 from jax.sharding import Mesh
 
-from openo3_jax import config as config_lib
-from openo3_jax import hosts
+from openo3_jax import config_json, hosts
 from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import GSPOConfig, SFTConfig
@@ -51,7 +50,7 @@ def write_dump(
     if not hosts.is_first():
         return
     found = {name: repr(value) for name, value in values.items()}  # JSON has no nan
-    about = {"stage": stage, "step": step + 1, "measured": found, "config": config_lib.to_json(config)}
+    about = {"stage": stage, "step": step + 1, "measured": found, "config": config_json.to_json(config)}
     (at / ABOUT).write_text(json.dumps(about, indent=2) + "\n")
 
 
@@ -67,7 +66,7 @@ def replay(dump: Path, *, mesh: Mapping[str, int] | Mesh | None = None) -> str:
         raise InputError(f"{dump}: {home} is no run; a dump needs the model files of its run, so leave it there")
     about = json.loads((dump / ABOUT).read_text())
     is_sft = about["stage"] == "sft"
-    config = config_lib.from_json(SFTConfig if is_sft else GSPOConfig, about["config"], str(dump / ABOUT))
+    config = config_json.from_json(SFTConfig if is_sft else GSPOConfig, about["config"], str(dump / ABOUT))
     with np.load(dump / ARRAYS, allow_pickle=False) as arrays:
         host = _from_arrays(Batch if is_sft else Rollouts, arrays, "")
     devices = mesh if isinstance(mesh, Mesh) else mesh_lib.make_mesh(mesh)

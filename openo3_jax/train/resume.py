@@ -9,8 +9,8 @@ from typing import Any
 
 import jax
 
-from openo3_jax import hosts
-from openo3_jax.config import GSPOConfig, SFTConfig, from_json, to_json
+from openo3_jax import config_json, hosts
+from openo3_jax.config import GSPOConfig, SFTConfig
 from openo3_jax.data import loader
 from openo3_jax.errors import InputError
 from openo3_jax.train import checkpoint, replay, run
@@ -33,7 +33,7 @@ def describe(
     `records`: their hash. `reference`: weights that stage two compares with, None where the state has no copy of them.
     Where adapters are trained, `params` are what is frozen, and their checksum is kept.
     """
-    kept = {name: value for name, value in to_json(config).items() if name not in FREE}
+    kept = {name: value for name, value in config_json.to_json(config).items() if name not in FREE}
     shapes = {
         jax.tree_util.keystr(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -78,7 +78,7 @@ def _find(out: Path, about: Mapping[str, Any], say: Callable[[str], None]) -> ch
 def _with_defaults(about: Mapping[str, Any]) -> Mapping[str, Any]:
     """The settings of a checkpoint; one that is newer than the checkpoint had its default when that was written."""
     try:
-        whole = to_json(from_json(CONFIGS[about["stage"]], about["config"], "config"))
+        whole = config_json.to_json(config_json.from_json(CONFIGS[about["stage"]], about["config"], "config"))
     except InputError:  # not settings of this version: what differs is named by the comparison
         return about["config"]
     return {name: value for name, value in whole.items() if name not in FREE}

@@ -13,8 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from openo3_jax import config as config_lib
-from openo3_jax import hosts
+from openo3_jax import config_json, hosts
 from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import GSPOConfig, ModelConfig, SFTConfig
@@ -80,7 +79,7 @@ def _create(
         "model": str(model.absolute()),
         "reference": None if reference is None else str(reference.absolute()),
         "stage": stage,
-        "config": config_lib.to_json(config),
+        "config": config_json.to_json(config),
         "dtypes": {key: dtype.name for key, dtype in policy.dtypes.items()},
     }
     partial = out / f"{CONFIG}.partial"
@@ -96,7 +95,7 @@ def load_config(file: Path, stage: Literal["sft", "gspo"]) -> SFTConfig | GSPOCo
         raise InputError(f"{file}: no JSON ({error}); expected the {CONFIG} of a run") from None
     if not isinstance(settings, dict) or settings.get("stage") != stage or "config" not in settings:
         raise InputError(f"{file}: expected the {CONFIG} of a run of {stage}")
-    return config_lib.from_json(SFTConfig if stage == "sft" else GSPOConfig, settings["config"], str(file))
+    return config_json.from_json(SFTConfig if stage == "sft" else GSPOConfig, settings["config"], str(file))
 
 
 def load(directory: Path, *, mesh: Mapping[str, int] | Mesh | None = None) -> policy_lib.Policy:

@@ -12,8 +12,7 @@ import tiny_runs
 from flax import nnx
 
 import small
-from openo3_jax import cli
-from openo3_jax import config as config_lib
+from openo3_jax import cli, config_json
 from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import GSPOConfig, LoRAConfig, OptimizerConfig, SFTConfig
@@ -298,7 +297,7 @@ def test_a_dump_holds_the_adapters_and_runs_again(root, one_device, tmp_path):
 
 
 def read(value):
-    return config_lib.from_json(SFTConfig, {"steps": 1, "lora": value}, "run")
+    return config_json.from_json(SFTConfig, {"steps": 1, "lora": value}, "run")
 
 
 @pytest.mark.parametrize(
@@ -310,10 +309,13 @@ def read(value):
         (lambda: LoRAConfig(vision=("q_proj",)), "vision names q_proj; expected some of qkv"),
         (lambda: LoRAConfig(text=()), "nothing would be trained"),
         (
-            lambda: config_lib.from_json(SFTConfig, {"steps": 1, "lora": {"rnk": 1}}, "run"),
+            lambda: config_json.from_json(SFTConfig, {"steps": 1, "lora": {"rnk": 1}}, "run"),
             "run: lora: unknown field rnk",
         ),
-        (lambda: config_lib.from_json(SFTConfig, {"steps": 1, "lora": 4}, "run"), "run: lora is 4; expected an object"),
+        (
+            lambda: config_json.from_json(SFTConfig, {"steps": 1, "lora": 4}, "run"),
+            "run: lora is 4; expected an object",
+        ),
     ],
 )
 def test_settings_out_of_range(make, message):
