@@ -5,6 +5,7 @@ Exit codes: 0 done, 2 the user's mistake, 3 a stated claim did not hold, 75 stop
 """
 
 import contextlib
+import errno
 import functools
 import io
 import logging
@@ -37,6 +38,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # the reader of stdout left; nothing is flushed into the void at exit
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):  # names no file where it comes from a write
+            return _fail(f"{error.filename or 'writing'}: {error.strerror}; make room and start again")
         if error.filename is None:
             raise
         return _fail(f"{error.filename}: {error.strerror}")

@@ -8,6 +8,7 @@ from openo3_jax.config import (
     GSPOConfig,
     LoRAConfig,
     OptimizerConfig,
+    RunConfig,
     SamplingConfig,
     SFTConfig,
     VideoConfig,
@@ -48,6 +49,7 @@ def sft_tiny() -> SFTConfig:
     )
 
 
+_DEMO_RUN = RunConfig(save_every=25)
 _DEMO_VIDEO = VideoConfig(max_frames=6, min_pixels=12 * 28 * 28, max_pixels=12 * 28 * 28)
 
 
@@ -60,6 +62,7 @@ def demo_sft(*, steps: int = 200) -> SFTConfig:
         compute_dtype="float32",
         remat="none",
         optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, schedule="cosine", warmup_steps=10, clip_norm=1.0),
+        run=_DEMO_RUN,
         video=_DEMO_VIDEO,
     )
 
@@ -75,6 +78,7 @@ def demo_gspo(*, steps: int = 60) -> GSPOConfig:
         compute_dtype="float32",
         remat="none",
         optimizer=OptimizerConfig(learning_rate=2e-4, schedule="cosine", warmup_steps=4, clip_norm=1.0),
+        run=_DEMO_RUN,
         video=_DEMO_VIDEO,
     )
 

@@ -3,10 +3,10 @@
     python scripts/train_tiny_base.py OUT [--seed 0]
 
 Two lessons: first to see; then to see whatever is said around the pictures, on which of several, and to repeat words.
-Each writes OUT/NAME, a Hugging Face directory with bfloat16 weights, and in it log.jsonl: a line for every 100 steps
+Each writes OUT/NAME, a Hugging Face directory with bfloat16 weights, and in it log.jsonl: a line for every 400 steps
 with the loss and what the model sees, then one with the seed, the settings and the hash of the weights. A lesson that
 is there is not taught again. Then tokens that were never shown get rows like the others, in OUT/base: what the package
-carries in openo3_jax/demo/tiny_base. An hour on two cores.
+carries in openo3_jax/demo/tiny_base, with the logs of both lessons. An hour and a half on two cores.
 """
 
 import argparse
@@ -48,6 +48,7 @@ class Part(NamedTuple):
 
 PARTS = (Part("see", 1800, 32, 6e-3), Part("read", 4000, 16, 5e-3))
 PICTURES = (2, 4, 7)  # of a row of the second lesson with labels, in its three thirds
+SETTINGS = {"lessons": [part._asdict() for part in PARTS], "pictures": PICTURES, "shown_steps": SHOWN_STEPS}
 
 
 def lesson(part: Part, step: int) -> stills.Lesson:
@@ -72,8 +73,9 @@ def main() -> int:
         start = args.out / part.name
     policy = policy_lib.load_pretrained(start)
     shown = (make_batch(policy.processor, PARTS[-1], step, args.seed) for step in range(SHOWN_STEPS))
-    *log, last = map(json.loads, (start / "log.jsonl").read_text().splitlines())
-    _write(args.out / "base", base.renew_strangers(policy, shown, args.seed), log, last)
+    logs = {part.name: (args.out / part.name / "log.jsonl").read_text() for part in PARTS}
+    log = [{"lesson": name, **json.loads(line)} for name, text in logs.items() for line in text.splitlines()]
+    _write(args.out / "base", base.renew_strangers(policy, shown, args.seed), log, {"seed": args.seed} | SETTINGS)
     return 0
 
 

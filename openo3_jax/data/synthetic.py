@@ -7,6 +7,7 @@ import io
 import json
 import os
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import av
@@ -71,11 +72,19 @@ def _encode(frames: UInt8[np.ndarray, "frames height width 3"], fps: int) -> byt
 # ---- records ----
 
 
-def write_dataset(root: str | os.PathLike, *, num_train: int, seed: int, config: WorldConfig | None = None) -> None:
+def write_dataset(
+    root: str | os.PathLike,
+    *,
+    num_train: int,
+    seed: int,
+    config: WorldConfig | None = None,
+    advance: Callable[[int], None] = lambda done: None,
+) -> None:
     """Write `num_train` records for each stage under `root` in the released layout, with their media.
 
     The tasks of a stage take turns; record i of both stages shows clip i and asks about one of its objects. Times in
     the texts are exact where 1 / fps is a multiple of 0.1 s. Equal arguments give equal records and pixels.
+    `advance` is told after each clip how many are done.
 
     Raises: InputError for `num_train` below 1, and as `render_clip` does.
     """
@@ -106,6 +115,7 @@ def write_dataset(root: str | os.PathLike, *, num_train: int, seed: int, config:
                 for key, number in zip(record["key_frames"], asked.shown, strict=True):
                     _save_picture(videos / _KEY_FRAMES / key["path"], scene.frames[number])
             done.append(record)
+        advance(i + 1)
     for stage, name in annotations.STAGE_FILES.items():
         text = json.dumps(records[stage], indent=1) + "\n"
         _save(pathlib.Path(root, "json_data", name), text.encode())

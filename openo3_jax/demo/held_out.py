@@ -1,6 +1,7 @@
 """Held-out clips: what a policy says about them, sampled and greedily, scored and kept in a file."""
 
 import dataclasses
+import functools
 import json
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +13,7 @@ from openo3_jax.config import SamplingConfig, VideoConfig
 from openo3_jax.data import annotations, prompts, transforms
 from openo3_jax.evals import metrics, records, sampled, store
 from openo3_jax.policy import Policy
+from openo3_jax.train import metrics as progress
 from openo3_jax.types import Sample
 
 SEED = 7  # of the sampled answers
@@ -25,9 +27,10 @@ class Questions(NamedTuple):
 
 
 class Held(NamedTuple):
-    """What a policy earned: of each question the mean reward of its samples, and `records.COLUMNS` greedily."""
+    """What a policy earned on each question: mean reward of its samples; greedily the reward and `records.COLUMNS`."""
 
     reward: Float[np.ndarray, "questions 1"]
+    greedy: Float[np.ndarray, " questions"]
     columns: Float[np.ndarray, "questions 4"]
     texts: list[str]  # the greedy answers
 
@@ -36,7 +39,7 @@ class Held(NamedTuple):
         named = dict(zip(records.COLUMNS, metrics.column_means(self.columns[chosen]).tolist(), strict=True))
         means = metrics.column_means(records.means(self.columns[chosen]))
         own = {"mam": float(metrics.mam(means)), "mlgm": float(metrics.mlgm(means))}
-        return named | own | {"reward": float(self.reward[chosen].mean())}
+        return named | own | {"reward": float(self.reward[chosen].mean()), "greedy": float(self.greedy[chosen].mean())}
 
 
 def load(root: Path, policy: Policy, video: VideoConfig, prompts_file: Path) -> Questions:
@@ -53,13 +56,18 @@ def measure(policy: Policy, asked: Questions, sampling: SamplingConfig, rules: s
     """Answer everything twice: by `sampling` with fixed seeds, and greedily. `file` keeps it; if it is there, read."""
     if file.exists():
         kept = store.read_json(file)
-        return Held(np.array(kept["reward"]), np.array(kept["columns"], np.float64), kept["texts"])
-    rewards = sampled.sample_rewards(policy, asked.samples, asked.records, sampling, rules=rules, seed=SEED)
-    once = dataclasses.replace(sampling, num_samples=1, temperature=0.0)
-    greedy = sampled.sample_rewards(policy, asked.samples, asked.records, once, rules=rules, seed=SEED)
+        columns = np.array(kept["columns"], np.float64)
+        return Held(np.array(kept["reward"]), np.array(kept["greedy"]), columns, kept["texts"])
+    number = len(asked.samples)
+    draw = functools.partial(sampled.sample_rewards, policy, asked.samples, asked.records, rules=rules, seed=SEED)
+    with progress.Progress(f"questions to {file.stem}, sampled and greedily", 2 * number) as bar:
+        rewards = draw(sampling, advance=lambda done: bar.update(done, ""))
+        once = dataclasses.replace(sampling, num_samples=1, temperature=0.0)
+        greedy = draw(once, advance=lambda done: bar.update(number + done, ""))
     texts = [row[0] for row in greedy.texts]
-    held = Held(rewards.total.mean(1, keepdims=True), records.judge(asked.records, texts), texts)
-    kept = {"reward": held.reward.tolist(), "columns": _with_null(held.columns), "texts": texts}
+    held = Held(rewards.total.mean(1, keepdims=True), greedy.total[:, 0], records.judge(asked.records, texts), texts)
+    kept = {"reward": held.reward.tolist(), "greedy": held.greedy.tolist(), "columns": _with_null(held.columns)}
+    kept["texts"] = texts
     file.parent.mkdir(exist_ok=True)
     store.replace_text(file, json.dumps(kept) + "\n")
     return held

@@ -1,27 +1,28 @@
 """Render, teach (stage one), sharpen (stage two), measure, export. One seed, one result; it can be interrupted."""
 
 import dataclasses
+import functools
+import hashlib
 import itertools
-import json
 import shutil
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 from rich import box, console, table
 
+from openo3_jax import config_json, recipes, tasks
 from openo3_jax import policy as policy_lib
-from openo3_jax import recipes, tasks
-from openo3_jax.config import GSPOConfig, SFTConfig
-from openo3_jax.data import synthetic, world
+from openo3_jax.config import GSPOConfig, SFTConfig, VideoConfig
+from openo3_jax.data import media, synthetic, world
 from openo3_jax.demo import held_out, stills
-from openo3_jax.errors import InputError
+from openo3_jax.errors import Stopped
 from openo3_jax.evals import store
 from openo3_jax.policy import Policy
 from openo3_jax.report import pages, run_report
-from openo3_jax.train import gspo, sft
+from openo3_jax.train import gspo, metrics, sft
 
 Size = Literal["quick", "demo", "full"]
 BASE = Path(__file__).with_name("tiny_base")
@@ -39,7 +40,6 @@ WORLD = world.WorldConfig(
 )
 VIOU_TIMES, TIOU_TIMES = 2.0, 1.5  # what stage one must reach, in the best constant answer
 ROWS = ("base", "sft", "gspo")
-SETTINGS = "demo.json"
 
 
 class Plan(NamedTuple):
@@ -74,10 +74,10 @@ def run_demo(out: Path, *, size: Size = "demo") -> Outcome:
     """
     say = console.Console(stderr=True).print
     plan = PLANS[size]
-    _claim_directory(out, size)
+    store.open_run(out, _settings(size, plan))
     say("1/5 rendering clips")
     for name, number, seed in (("data", plan.clips, TRAIN_SEED), ("held_out", plan.held_out, HELD_OUT_SEED)):
-        _once(out / name, lambda at, n=number, s=seed: synthetic.write_dataset(at, num_train=n, seed=s, config=WORLD))
+        _once(out / name, functools.partial(_render, number=number, seed=seed))
     say("2/5 stage one: how to answer with evidence")
     taught = _trained(out, "sft", lambda **where: sft.run_sft(model=BASE, config=plan.sft, **where))
     say("3/5 stage two: rewards for evidence that is right")
@@ -94,30 +94,36 @@ def run_demo(out: Path, *, size: Size = "demo") -> Outcome:
     report = out / "report.html"
     pages.write(report, run_report.make_report(out / "gspo", root=out / "data").page)
     text, holds = _verdict(found, asked, size)
-    ends = f"model: {sharpened}, page: {report}\n{_how_to_ask(out, sharpened, plan.gspo)}"
+    ends = f"model: {sharpened}, page: {report}\n{_how_to_ask(out / 'held_out', asked, sharpened, plan.gspo.video)}"
     return Outcome(f"{_table(found, asked)}\n{text}\n{ends}", holds or size == "quick")
 
 
 # ---- stages that can be interrupted ----
 
 
-def _claim_directory(out: Path, size: Size) -> None:
-    settings = {"size": size, "seed": TRAIN_SEED}
-    file = out / SETTINGS
-    if file.is_file():
-        if store.read_json(file) != settings:
-            raise InputError(f"{out}: holds a demo of another size ({store.read_json(file)}); choose another --out")
-        return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists and is not an empty directory; choose another --out")
-    out.mkdir(parents=True, exist_ok=True)
-    store.replace_text(file, json.dumps(settings) + "\n")
+def _settings(size: Size, plan: Plan) -> dict[str, Any]:
+    """All that the result follows from: what one version has made another does not go on with."""
+    base = hashlib.sha256((BASE / "model.safetensors").read_bytes()).hexdigest()
+    how_much = {"clips": plan.clips, "held_out": plan.held_out, "samples": plan.samples}
+    settings = {"size": size, "seed": TRAIN_SEED, "base": base, **how_much}
+    parts = {"world": dataclasses.asdict(WORLD), "sft": config_json.to_json(plan.sft)}
+    parts["gspo"] = config_json.to_json(plan.gspo)
+    return settings | {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+
+
+def _render(root: Path, number: int, seed: int) -> None:
+    with metrics.Progress("clips", number) as bar:
+        synthetic.write_dataset(
+            root, num_train=number, seed=seed, config=WORLD, advance=lambda done: bar.update(done, "")
+        )
 
 
 def _once(directory: Path, make: Callable[[Path], None]) -> None:
     """Make the directory, whole or not at all; one that is there is kept."""
     if directory.exists():
         return
+    for cut_off in directory.parent.glob(f".{directory.name}-*"):
+        shutil.rmtree(cut_off)
     with tempfile.TemporaryDirectory(prefix=f".{directory.name}-", dir=directory.parent) as staging:
         make(Path(staging) / "made")
         shutil.move(Path(staging) / "made", directory)
@@ -127,7 +133,10 @@ def _trained(out: Path, stage: str, train: Callable[..., Policy]) -> Path:
     """The Hugging Face directory after a stage, trained unless it is there; a run cut short goes on."""
     directory = out / {"sft": "sft_model", "gspo": "model"}[stage]
     if not directory.exists():
-        policy = train(data=out / "data", out=out / stage, prompts_file=PROMPTS, resume=True)
+        try:
+            policy = train(data=out / "data", out=out / stage, prompts_file=PROMPTS, resume=True)
+        except Stopped:
+            raise Stopped(f"{out / stage}: stopped, and what was learned is saved; the same command goes on") from None
         policy.save_pretrained(directory, dtype="float32")
     return directory
 
@@ -136,7 +145,7 @@ def _trained(out: Path, stage: str, train: Callable[..., Policy]) -> Path:
 
 
 def _verdict(found: dict[str, held_out.Held], asked: held_out.Questions, size: Size) -> tuple[str, bool]:
-    taught = np.array([record["task"] in tasks.STAGE_TASKS["sft"] for record in asked.records])
+    taught = _taught(asked)
     constant, learned = held_out.constants(asked, taught), found["sft"].values(taught)
     gains = {
         "SFT over base": held_out.gain(found["base"], found["sft"]),
@@ -159,27 +168,37 @@ def _verdict(found: dict[str, held_out.Held], asked: held_out.Questions, size: S
 
 
 def _table(found: dict[str, held_out.Held], asked: held_out.Questions) -> str:
-    """All questions, then those about clips with one, two and three objects."""
-    names = ("reward", "format", "acc", "tiou", "viou", "mam", "mlgm")
-    rows = table.Table("", "objects", "n", *names, box=box.SIMPLE)
-    groups = {"all": slice(None), **held_out.by_objects(asked)}
-    for objects, chosen in groups.items():
-        number = len(asked.records) if objects == "all" else int(chosen.sum())
+    """All questions, those of stage one's tasks, then those about clips with one, two and three objects."""
+    names = ("reward", "greedy", "format", "acc", "tiou", "viou", "mam", "mlgm")
+    rows = table.Table("", "questions", "n", *names, box=box.SIMPLE)
+    everything = np.ones(len(asked.records), bool)
+    whole = {"all": everything, "of stage one's tasks": _taught(asked)}
+    groups = whole | {f"objects: {number}": chosen for number, chosen in held_out.by_objects(asked).items()}
+    for kind, chosen in groups.items():
+        number = str(int(chosen.sum()))
         for name, held in found.items():
             values = held.values(chosen)
-            rows.add_row(name, str(objects), str(number), *(f"{values[column]:.3f}" for column in names))
-    constant = held_out.constants(asked, slice(None))
-    blank = dict.fromkeys(names, "")
-    rows.add_row("best constant", "all", "", *(blank | {k: f"{v:.3f}" for k, v in constant.items()}).values())
+            rows.add_row(name, kind, number, *(f"{values[column]:.3f}" for column in names))
+        if kind in whole:
+            constant = {name: f"{value:.3f}" for name, value in held_out.constants(asked, chosen).items()}
+            rows.add_row("best constant", kind, number, *(constant.get(column, "") for column in names))
     page = console.Console(width=120, color_system=None, markup=False)
     with page.capture() as text:
         page.print(rows)
-    note = "reward: mean of samples at temperature 1; the rest: greedy answers; mam, mlgm: of one chain"
-    return f"{text.get()}\n{note}"
+    notes = (
+        "reward: mean of samples at temperature 1 from the likeliest 95 %; greedy: that of greedy answers, as the rest"
+    )
+    return f"{text.get()}\n{notes}; mam, mlgm: of one chain"
 
 
-def _how_to_ask(out: Path, model: Path, config: GSPOConfig) -> str:
-    clip = next((out / "held_out" / "videos").rglob("*.mp4"))
-    video = config.video
+def _taught(asked: held_out.Questions) -> np.ndarray:
+    """Which questions are of the tasks of stage one."""
+    return np.array([record["task"] in tasks.STAGE_TASKS["sft"] for record in asked.records])
+
+
+def _how_to_ask(root: Path, asked: held_out.Questions, model: Path, video: VideoConfig) -> str:
+    record = next(record for record in asked.records if record["task"] == tasks.TEMPORAL_SPATIAL)
+    clip = media.find_media(root, record, "rl")
     sizes = f"--video.max-frames {video.max_frames} --video.min-pixels {video.min_pixels}"
-    return f'ask it yourself:\n  openo3 ask {model} {clip} "..." {sizes} --video.max-pixels {video.max_pixels}'
+    words = f'openo3 ask {model} {clip} "{record["question"]}" --prompts {PROMPTS}'
+    return f"ask it yourself:\n  {words} {sizes} --video.max-pixels {video.max_pixels}"

@@ -1,6 +1,6 @@
 """The quantity that stage two raises: the reward of sampled answers, on fixed prompts with fixed seeds."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -38,16 +38,19 @@ def sample_rewards(
     *,
     rules: str = "paper",
     seed: int = 0,
+    advance: Callable[[int], None] = lambda done: None,
 ) -> SampledRewards:
     """Sample a group for each prompt and score it as at the end of training; prompt i draws from seed + i.
 
     `records` carry the sizes that rewards need (`Prepared.reward_record`). A term's maximum is 1 where it applies.
+    `advance` is told now and then how many prompts are done.
     """
     group = sampling.num_samples
     texts: list[list[str]] = []
     for start in range(0, len(samples), PROMPTS_AT_ONCE):
         few = samples[start : start + PROMPTS_AT_ONCE]
         texts += policy.continue_samples(few, sampling, [seed + start + i for i in range(len(few))]).texts
+        advance(start + len(few))
     repeated = [record for record in records for _ in range(group)]
     rewards = score.score(repeated, [text for row in texts for text in row], rules=rules)
     applies = np.sum(list(rewards.applies.values()), axis=0).reshape(-1, group)

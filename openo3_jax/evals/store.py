@@ -33,8 +33,9 @@ def open_run(out: Path, settings: Mapping[str, Any]) -> None:
                     "go on with the same settings or choose another --out"
                 )
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists and is no evaluation (no {SETTINGS}); choose another --out")
+    staging = _staging(file).name  # of a start that was cut off
+    if out.exists() and (not out.is_dir() or any(inside.name != staging for inside in out.iterdir())):
+        raise InputError(f"{out}: exists and holds something else (no {SETTINGS}); choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     replace_json(file, settings)
 
@@ -123,9 +124,17 @@ def read_json(file: Path) -> Any:
 
 def replace_text(file: Path, text: str) -> None:
     """Write `file` whole or not at all."""
-    staging = file.with_name(f".{file.name}.tmp")
-    staging.write_text(text, encoding="utf-8")
-    staging.replace(file)
+    staging = _staging(file)
+    try:
+        staging.write_text(text, encoding="utf-8")
+        staging.replace(file)
+    except OSError:
+        staging.unlink(missing_ok=True)
+        raise
+
+
+def _staging(file: Path) -> Path:
+    return file.with_name(f".{file.name}.tmp")
 
 
 def replace_json(file: Path, value: Any) -> None:

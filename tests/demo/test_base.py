@@ -1,7 +1,9 @@
 """The base that the package carries: small, the one of its log, and it sees."""
 
 import hashlib
+import importlib.util
 import json
+from pathlib import Path
 
 import pytest
 
@@ -9,12 +11,14 @@ from openo3_jax import policy as policy_lib
 from openo3_jax.demo import base, story
 
 MOST_BYTES = 8_000_000
+SCRIPT = Path(__file__).parents[2] / "scripts" / "train_tiny_base.py"
 
 
 @pytest.fixture(scope="module")
 def log():
-    *steps, last = map(json.loads, (story.BASE / "log.jsonl").read_text().splitlines())
-    return steps[-1], last
+    """What it saw in the end, and how it was made."""
+    *lines, last = map(json.loads, (story.BASE / "log.jsonl").read_text().splitlines())
+    return [line for line in lines if "step" in line][-1], last
 
 
 def test_it_is_small_and_the_one_of_its_log(log):
@@ -23,12 +27,20 @@ def test_it_is_small_and_the_one_of_its_log(log):
     assert hashlib.sha256(weights).hexdigest() == log[1]["sha256"]
 
 
+def test_it_was_made_by_the_script_as_it_stands(log):
+    spec = importlib.util.spec_from_file_location("train_tiny_base", SCRIPT)
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    assert {name: log[1][name] for name in script.SETTINGS} == json.loads(json.dumps(script.SETTINGS))
+    last = script.PARTS[-1]
+    assert (log[0]["lesson"], log[0]["step"]) == (last.name, last.steps)
+
+
 @pytest.mark.parametrize("number", [1, 2, 3])
-def test_it_sees(number, log):
-    """What its log says, but for the rounding to bfloat16, also with words around the question."""
-    policy = policy_lib.load_pretrained(story.BASE)
-    for words, name in ((0, ""), (8, "_with_words")):
-        sight = base.measure(policy, number, words=words)
-        assert sight.box_iou == pytest.approx(log[0][f"box_iou_{number}{name}"], abs=0.03)
-        assert sight.names == pytest.approx(log[0][f"names_{number}{name}"], abs=0.05)
-        assert sight.box_iou > 0.4 and sight.names > 0.4  # the best constant box has 0.25, the best constant name 0.17
+@pytest.mark.parametrize(("kind", "how"), [("", {}), ("_with_words", {"words": 8}), ("_of_several", {"pictures": 6})])
+def test_it_sees(number, kind, how, log):
+    """What its log says, but for the rounding to bfloat16: alone, with words around the question, on one of several."""
+    sight = base.measure(policy_lib.load_pretrained(story.BASE), number, **how)
+    assert sight.box_iou == pytest.approx(log[0][f"box_iou_{number}{kind}"], abs=0.03)
+    assert sight.names == pytest.approx(log[0][f"names_{number}{kind}"], abs=0.05)
+    assert sight.box_iou > 0.4 and sight.names > 0.4  # the best constant box has 0.25, the best constant name 0.17

@@ -118,7 +118,7 @@ def test_another_prompt_or_other_settings_do_not_mix(tmp_path):
 
 def test_a_directory_of_something_else_is_left_alone(tmp_path):
     (tmp_path / "thesis.txt").write_text("x")
-    with pytest.raises(InputError, match="is no evaluation"):
+    with pytest.raises(InputError, match="holds something else"):
         store.open_run(tmp_path, {})
 
 
