@@ -1,9 +1,10 @@
 """Answers to held-out records of the training format, beside what the records themselves know: what, when and where."""
 
+import itertools
 import math
 import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Float
@@ -39,27 +40,31 @@ def means(columns: Float[np.ndarray, "records 4"]) -> Float[np.ndarray, "records
     return np.stack([acc, tiou, tiou, viou, viou], axis=1)
 
 
-def constant_span(records: Sequence[Record], *, step_s: float = 0.25) -> float:
+def constant_span(records: Sequence[Record]) -> float:
     """Mean tIoU of the one span that is best for all of `records`: what can be had without looking, and more.
 
     Raises: InputError where no record asks for a span.
     """
     spans_s = _spans(records)
-    edges = np.arange(0.0, spans_s.max() + step_s, step_s)
-    every = np.array([(start, end) for start in edges for end in edges if start < end])
-    return float(geometry.span_iou(every[:, None], spans_s).mean(axis=1).max())
+    # Between true starts tIoU is convex in the start, so a true one is best; likewise the end.
+    starts_s, ends_s = (np.unique(edges) for edges in spans_s.T)
+    every = np.stack(np.broadcast_arrays(starts_s[:, None], ends_s), axis=-1)
+    return max(float(geometry.span_iou(some[:, None], spans_s).mean(axis=1).max()) for some in every)
 
 
-def constant_box(records: Sequence[Record], *, step: float = 1 / 12) -> float:
-    """Mean IoU of the one box, as fractions of the picture, that is best for all of `records`, the moment given.
+def constant_box(records: Sequence[Record], *, step: float = 1 / 12, finer: int = 6) -> float:
+    """Mean vIoU by `judge` of the one box, as fractions of the picture, that is best for all of `records`.
 
-    Raises: InputError where no record asks for a box.
+    A clip's answer claims it for every object of every key frame; moments and names are given. Searched on a grid of
+    `step`, then around the best box in steps `finer` times smaller. Raises: InputError where no record asks for a box.
     """
-    boxes = _boxes(records)
+    asked = _boxes(records)
     edges = np.arange(0.0, 1.0 + step / 2, step)
     sides = [(low, high) for low in edges for high in edges if low < high]
-    every = np.array([(x1, y1, x2, y2) for x1, x2 in sides for y1, y2 in sides])
-    return max(float(geometry.box_iou(one, boxes).mean()) for one in every)
+    coarse = np.array([(x1, y1, x2, y2) for x1, x2 in sides for y1, y2 in sides])
+    shifts = np.arange(1 - finer, finer) * (step / finer)
+    fine = asked.best(coarse)[0] + np.array(list(itertools.product(shifts, repeat=4)))
+    return asked.best(fine.clip(0.0, 1.0))[1]
 
 
 def _golds(records: Sequence[Record]) -> list[truth.Gold]:
@@ -75,18 +80,46 @@ def _spans(records: Sequence[Record]) -> Float[np.ndarray, "spans 2"]:
     return np.array(found, np.float64)
 
 
-def _boxes(records: Sequence[Record]) -> Float[np.ndarray, "boxes 4"]:
-    """Every box asked for, as fractions of its picture."""
-    found: list[Sequence[float]] = []
-    for gold in (one.truth for one in _golds(records)):
-        if gold.has_box:
-            found.append(np.array(gold.answer_box) / np.tile(gold.original_hw[::-1], 2))
-        found += gold.gold_boxes
+class _Asked(NamedTuple):
+    """The boxes asked for, as fractions of their picture, and what each object counts in the mean over questions."""
+
+    boxes: Float[np.ndarray, "objects boxes 4"]  # padded with nan
+    weights: Float[np.ndarray, " objects"]
+
+    def vious(self, said: Float[np.ndarray, "answers 4"]) -> Float[np.ndarray, " answers"]:
+        """Mean vIoU of each answer, which is one box for every object."""
+        each = np.tile(self.boxes, (len(said), 1, 1)), np.repeat(said, len(self.boxes), axis=0)
+        return metrics.box_ious(*each).reshape(len(said), -1) @ self.weights
+
+    def best(self, said: Float[np.ndarray, "answers 4"], blocks: int = 100) -> tuple[Float[np.ndarray, "4"], float]:
+        """The answer that earns most, and what it earns."""
+        earned = np.concatenate([self.vious(some) for some in np.array_split(said, blocks)])
+        return said[earned.argmax()], float(earned.max())
+
+
+def _boxes(records: Sequence[Record]) -> _Asked:
+    """Every box asked for. Each question counts once, and each of its objects alike."""
+    found = [objects for objects in map(_true_boxes, _golds(records)) if objects]
     if not found:
         raise InputError(
             f"records: none of {len(records)} asks for a box; expected visual or temporal-spatial QA among them"
         )
-    return np.array(found, np.float64)
+    every = [boxes for objects in found for boxes in objects]
+    padded = np.full((len(every), max(map(len, every)), 4), math.nan)
+    for row, boxes in zip(padded, every, strict=True):
+        row[: len(boxes)] = boxes
+    return _Asked(padded, np.array([1 / len(objects) for objects in found for _ in objects]) / len(found))
+
+
+def _true_boxes(gold: truth.Gold) -> list[Float[np.ndarray, "boxes 4"]]:
+    """Fractions of the picture: the box of a visual answer, or those of each object of each key frame."""
+    of = gold.truth
+    if of.has_box:
+        return [geometry.boxes_to_frac(np.array([of.answer_box]), np.array(of.original_hw))]
+    if not of.has_frames:
+        return []
+    boxes = np.array(of.gold_boxes, np.float64).reshape(-1, 4)
+    return [boxes[np.array(of.gold_box_object) == number] for number in range(len(of.object_frame))]
 
 
 def _judge_one(record: Record, gold: truth.Gold, text: str) -> list[float]:
@@ -103,19 +136,18 @@ def _judge_one(record: Record, gold: truth.Gold, text: str) -> list[float]:
     if gold.truth.has_box:
         scale = np.tile(np.divide(gold.truth.size_hw[::-1], gold.truth.original_hw[::-1]), 2)
         box = np.array(tags.parse_first_box(answer) or (math.nan,) * 4)
-        viou = float(geometry.box_iou(box, np.array(gold.truth.answer_box) * scale))
+        viou = metrics.viou(metrics.box_ious(box[None, None], np.array([gold.truth.answer_box]) * scale))
     elif gold.truth.has_frames:
         viou = _claimed_iou(gold, tags.parse_claims(tags.think_text(text) or ""))
     return [float(metrics.is_well_formed(text)), acc, tiou, viou]
 
 
 def _claimed_iou(gold: truth.Gold, claims: Sequence[tags.Claim]) -> float:
-    """Mean over objects of key frames of the IoU that the claim nearest in time has."""
+    """Mean over objects of key frames of the IoU that the claim nearest in time has; of several boxes the best pair."""
     size_px = np.tile(gold.truth.size_hw[::-1], 2)
     ious = []
-    for number, frame in enumerate(gold.truth.object_frame):
-        time_s, name = gold.truth.frame_times_s[frame], gold.truth.object_names[number]
-        boxes = [b for b, of in zip(gold.truth.gold_boxes, gold.truth.gold_box_object, strict=True) if of == number]
+    for frame, name, boxes in zip(gold.truth.object_frame, gold.truth.object_names, _true_boxes(gold), strict=True):
+        time_s = gold.truth.frame_times_s[frame]
         near = [
             claim
             for claim in claims
@@ -124,7 +156,7 @@ def _claimed_iou(gold: truth.Gold, claims: Sequence[tags.Claim]) -> float:
             and gold.name_ids.get(truth.normal_name(claim.name)) == name
         ]
         nearest = min(near, key=lambda claim: abs(claim.time_s - time_s), default=None)
-        said = np.array([b for b in (nearest.boxes or ()) if b is not None] if nearest else []).reshape(-1, 1, 4)
-        overlaps = geometry.box_iou(said, np.array(boxes) * size_px)
-        ious.append(float(overlaps.max(initial=0.0)))
-    return float(np.mean(ious)) if ious else math.nan
+        said = np.array([b for b in (nearest.boxes or ()) if b is not None] if nearest else []).reshape(-1, 4)
+        overlaps = metrics.box_ious(np.broadcast_to(said, (len(boxes), *said.shape)), boxes * size_px)
+        ious.append(overlaps.max(initial=0.0))
+    return metrics.viou(np.array(ious))
