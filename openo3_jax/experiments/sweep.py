@@ -2,13 +2,13 @@
 
 import dataclasses
 import itertools
-import json
 from pathlib import Path
 
 import numpy as np
 
+from openo3_jax.evals import store
 from openo3_jax.experiments import Outcome, ablation
-from openo3_jax.rewards.rules import PAPER
+from openo3_jax.rewards.rules import PAPER, RewardRules
 
 SIGMAS_S = (0.5, 1.0, 2.0, 4.0)  # start and end
 GATES_S = (0.5, 1.0, 3.0, float("inf"))
@@ -17,25 +17,31 @@ GATES_S = (0.5, 1.0, 3.0, float("inf"))
 def sweep(*, start: Path, out: Path, steps: int = 20, seeds: int = 1, prompts: int = 48) -> Outcome:
     """Stage two from the demo in `start` for each pair of sigmas, start not below end, and for each gate.
 
-    Writes `out/sweep.json` and `out/sweep.png`: the mean of the two thinking rewards of held-out answers, by the
-    paper's rules. The claim is only that every run was made. Raises: InputError as `ablation.ablation` does.
+    Writes a run for each distinct set of rules into `out`, `out/sweep.json` and `out/sweep.png`: the mean of the two
+    thinking rewards of held-out answers at the end, by the paper's rules. The claim is only that every run was made.
+    Raises: as `ablation.compare` does.
     """
     pairs = [(first, last) for first, last in itertools.product(SIGMAS_S, SIGMAS_S) if first >= last]
-    arms = {
-        f"sigma {first:g} to {last:g} s": dataclasses.replace(PAPER, sigma_start_s=first, sigma_end_s=last)
-        for first, last in pairs
-    } | {f"gate {gate:g} s": dataclasses.replace(PAPER, gate_s=gate) for gate in GATES_S}
-    found = ablation.compare(arms, start=start, out=out, steps=steps, seeds=seeds, prompts=prompts)
+    widths = [dataclasses.replace(PAPER, sigma_start_s=first, sigma_end_s=last) for first, last in pairs]
+    gates = [dataclasses.replace(PAPER, gate_s=gate) for gate in GATES_S]
+    arms = {_name(rules): rules for rules in (*widths, *gates)}  # the paper's rules are among both
+    found = ablation.compare(arms, start=start, out=out, steps=steps, seeds=seeds, prompts=prompts, measure_every=steps)
+    at_start = float(found[_name(PAPER)][0].values[0].mean())
     ends = {arm: float(np.mean([curve.values[-1] for curve in curves])) for arm, curves in found.items()}
-    (out / "sweep.json").write_text(json.dumps(ends, indent=1) + "\n")
+    kept = {arm: {"rules": ablation.rule_changes(rules), "value": ends[arm]} for arm, rules in arms.items()}
+    store.replace_json(out / "sweep.json", {"terms": ablation.TERMS, "start": at_start, "arms": kept})
     grid = np.full((len(SIGMAS_S), len(SIGMAS_S)), np.nan)
-    for first, last in pairs:
-        grid[SIGMAS_S.index(first), SIGMAS_S.index(last)] = ends[f"sigma {first:g} to {last:g} s"]
-    gates = np.array([[ends[f"gate {gate:g} s"] for gate in GATES_S]])
-    _plot(grid, gates, out / "sweep.png")
+    for (first, last), rules in zip(pairs, widths, strict=True):
+        grid[SIGMAS_S.index(first), SIGMAS_S.index(last)] = ends[_name(rules)]
+    _plot(grid, np.array([[ends[_name(rules)] for rules in gates]]), out / "sweep.png")
+    lines = [f"{arm}: {value:.3f}" for arm, value in {"start": at_start, **ends}.items()]
     best = max(ends, key=ends.__getitem__)
-    lines = [f"{arm}: {value:.3f}" for arm, value in ends.items()]
     return Outcome("\n".join([*lines, f"best: {best}", f"figure: {out / 'sweep.png'}"]), True)
+
+
+def _name(rules: RewardRules) -> str:
+    """Equal for equal widths and gate."""
+    return f"sigma {rules.sigma_start_s:g} to {rules.sigma_end_s:g} s, gate {rules.gate_s:g} s"
 
 
 def _plot(grid: np.ndarray, gates: np.ndarray, file: Path) -> None:

@@ -1,6 +1,5 @@
 """The demo and the experiments: each ends with a claim, and with exit code 3 where it does not hold."""
 
-import os
 from pathlib import Path
 
 from openo3_jax.errors import InputError
@@ -19,8 +18,7 @@ def demo(*, out: Path = Path("demo_run"), quick: bool = False, full: bool = Fals
     """
     if quick and full:
         raise InputError("--quick and --full: choose one of them")
-    # Two devices of one thread each train small models faster than one device of two threads.
-    os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={min(2, os.cpu_count() or 1)}")
+    shared.split_cpu()
     from openo3_jax.demo import story
 
     return shared.claim(*story.run_demo(out, size="quick" if quick else "full" if full else "demo"))
@@ -68,13 +66,16 @@ def rewards(*, out: Path = Path("rewards_page")) -> int:
 def ablation(*, start: Path, out: Path, steps: int = 40, seeds: int = 3, prompts: int = 96) -> int:
     """Adaptive proximity and the gate against fixed widths and none: stage two, several seeds, one figure.
 
+    Interrupted, it goes on where it was when called again.
+
     Args:
         start: the directory that `openo3 demo` has made: its model after stage one, its clips.
-        out: a new directory for all runs, the figure and its numbers.
+        out: the directory for all runs, the figure and its numbers.
         steps: of each run.
         seeds: runs of each kind.
-        prompts: held-out questions that the curves are measured on.
+        prompts: at most so many held-out questions that the curves are measured on.
     """
+    shared.split_cpu()
     from openo3_jax.experiments import ablation
 
     return shared.claim(*ablation.ablation(start=start, out=out, steps=steps, seeds=seeds, prompts=prompts))
@@ -83,13 +84,16 @@ def ablation(*, start: Path, out: Path, steps: int = 40, seeds: int = 3, prompts
 def sweep(*, start: Path, out: Path, steps: int = 20, seeds: int = 1, prompts: int = 48) -> int:
     """The width of the proximity and of the gate, as a heat map.
 
+    Interrupted, it goes on where it was when called again.
+
     Args:
         start: the directory that `openo3 demo` has made: its model after stage one, its clips.
-        out: a new directory for all runs, the figure and its numbers.
+        out: the directory for all runs, the figure and its numbers.
         steps: of each run.
         seeds: runs of each kind.
-        prompts: held-out questions that the runs are compared on.
+        prompts: at most so many held-out questions that the runs are compared on.
     """
+    shared.split_cpu()
     from openo3_jax.experiments import sweep
 
     return shared.claim(*sweep.sweep(start=start, out=out, steps=steps, seeds=seeds, prompts=prompts))

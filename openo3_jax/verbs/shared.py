@@ -1,6 +1,7 @@
-"""What several verbs share: flags without a prefix, the sizes of a mesh, a bar, the exit code of a claim."""
+"""What several verbs share: flags without a prefix, the sizes of a mesh, devices, a bar, the exit code of a claim."""
 
 import contextlib
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -26,6 +27,11 @@ def mesh_axes(text: str | None) -> dict[str, int] | None:
     if len(axes) != len(pairs):
         raise InputError(f"--mesh {text}: expected different axes with their sizes, such as fsdp=4,tensor=2")
     return axes
+
+
+def split_cpu() -> None:
+    """Two devices of one thread each train small models faster than one of two threads. To call before jax starts."""
+    os.environ.setdefault("XLA_FLAGS", f"--xla_force_host_platform_device_count={min(2, os.cpu_count() or 1)}")
 
 
 def check_place(flag: str, file: Path | None) -> None:
