@@ -53,15 +53,22 @@ _DEMO_RUN = RunConfig(save_every=25)
 _DEMO_VIDEO = VideoConfig(max_frames=6, min_pixels=12 * 28 * 28, max_pixels=12 * 28 * 28)
 
 
-def demo_sft(*, steps: int = 200) -> SFTConfig:
+def demo_sft(*, steps: int = 300) -> SFTConfig:
     """First stage of `openo3 demo`: rendered clips, six frames of 84 x 112 px each, the tiny base that sees."""
     return SFTConfig(
         steps=steps,
-        batch_size=32,
-        max_row_tokens=640,
+        batch_size=16,
+        max_row_tokens=256,
         compute_dtype="float32",
         remat="none",
-        optimizer=OptimizerConfig(name="muon", learning_rate=3e-3, schedule="cosine", warmup_steps=10, clip_norm=1.0),
+        optimizer=OptimizerConfig(
+            name="muon",
+            learning_rate=2e-3,
+            adam_learning_rate=3e-3,
+            schedule="cosine",
+            warmup_steps=10,
+            clip_norm=1.0,
+        ),
         run=_DEMO_RUN,
         video=_DEMO_VIDEO,
     )
