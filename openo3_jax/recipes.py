@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Mapping
 
+from openo3_jax import tasks
 from openo3_jax.config import (
     AdvantageConfig,
     GSPOConfig,
@@ -59,6 +60,7 @@ def demo_sft(*, steps: int = 300) -> SFTConfig:
         steps=steps,
         batch_size=16,
         max_row_tokens=256,
+        weights=((tasks.TEMPORAL, 2.0),),
         compute_dtype="float32",
         remat="none",
         optimizer=OptimizerConfig(
@@ -74,7 +76,7 @@ def demo_sft(*, steps: int = 300) -> SFTConfig:
     )
 
 
-def demo_gspo(*, steps: int = 60) -> GSPOConfig:
+def demo_gspo(*, steps: int = 72) -> GSPOConfig:
     """Second stage of `openo3 demo`: other questions about other clips, groups of eight answers."""
     return GSPOConfig(
         steps=steps,
