@@ -105,7 +105,7 @@ def test_another_architecture(capsys, model, data, tmp_path):
         (["trian"], "unknown verb 'trian'; expected openo3 with one of demo"),
         (["export", "{tmp}", "{tmp}/out"], "no config.json; expected the directory of a training run"),
         (["demo", "--quick", "--full"], "--quick and --full: choose one of them"),
-        (["demo", "--out", "{data}"], "{data}: exists and is not an empty directory"),
+        (["demo", "--out", "{data}"], "{data}: exists and holds something else"),
         (["score", "{tmp}/none.jsonl"], "none.jsonl: cannot be read"),
         (["score", "{tmp}/none.jsonl", "--json", "{tmp}/out.json"], "none.jsonl: cannot be read"),
     ],

@@ -223,7 +223,7 @@ QUESTIONS = held_out.Questions(
 
 def held(reward: float, tiou: float, viou: float) -> held_out.Held:
     columns = np.full((6, 4), np.nan)
-    columns[:, 0], columns[:4, 2], columns[4:, 3] = 1.0, tiou, viou
+    columns[:, 0], columns[:, 1], columns[:4, 2], columns[4:, 3] = 1.0, 0.5, tiou, viou
     return held_out.Held(np.full((6, 1), reward) + np.arange(6)[:, None] / 100, np.zeros(6), columns, [""] * 6)
 
 
