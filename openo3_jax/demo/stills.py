@@ -1,4 +1,4 @@
-"""Rendered stills and questions about them: what the demo's base learns to see by, with no tags and no order in time."""
+"""Rendered stills and questions about them: what the demo's base learns to see by; no tags, no order in time."""
 
 import dataclasses
 from collections.abc import Sequence
