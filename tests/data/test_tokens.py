@@ -11,7 +11,7 @@ from openo3_jax import types
 from openo3_jax.data import tiny_tokenizer, tokens
 from openo3_jax.errors import InputError
 
-IMAGE, VIDEO = 510, 511
+IMAGE, VIDEO = 590, 591
 
 
 @pytest.fixture(scope="module")
@@ -201,7 +201,7 @@ DAMAGES = {  # name: (what is done to the directory, what the error says)
     ),
     "binary config": (lambda d: (d / "config.json").write_bytes(b"\xff\xfe"), "config.json: not readable as JSON"),
     "list for an object": (lambda d: (d / "config.json").write_text("[]"), "config.json: holds a list"),
-    "other ids": (lambda d: edit(d / "config.json", image_token_id=3), "image_token_id=3, but <|image_pad|> is 510"),
+    "other ids": (lambda d: edit(d / "config.json", image_token_id=3), "image_token_id=3, but <|image_pad|> is 590"),
     "other patches": (lambda d: edit(d / "preprocessor_config.json", patch_size=16), "patch_size=16; expected 14"),
     "no scaling": (lambda d: edit(d / "preprocessor_config.json", do_rescale=False), "do_rescale=False"),
     "two means": (lambda d: edit(d / "preprocessor_config.json", image_mean=[0.5, 0.5]), "expected 3 numbers"),
@@ -221,7 +221,7 @@ def test_load_processor_names_the_damage(name, copy):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("eos", "expected"), [([500, 498], (500, 498)), (500, (500,)), (None, (500, 498))])
+@pytest.mark.parametrize(("eos", "expected"), [([580, 578], (580, 578)), (580, (580,)), (None, (580, 578))])
 def test_stop_ids(eos, expected, copy):
     edit(copy / "generation_config.json", eos_token_id=eos)
     assert tokens.load_processor(copy).stop_ids == expected
@@ -231,11 +231,11 @@ def test_stop_ids(eos, expected, copy):
 
 
 def test_banned_ids(processor):
-    """Special tokens are 498..511; 498 and 500 end a completion; the model's head is larger than the tokenizer."""
-    banned = processor.banned_ids(516)
+    """Special tokens are 578..591; 578 and 580 end a completion; the model's head is larger than the tokenizer."""
+    banned = processor.banned_ids(596)
     assert banned.dtype == np.int32
-    assert banned.tolist() == [499, *range(501, 512), 512, 513, 514, 515]
-    assert processor.banned_ids(505).tolist() == [499, 501, 502, 503, 504]
+    assert banned.tolist() == [579, *range(581, 592), 592, 593, 594, 595]
+    assert processor.banned_ids(585).tolist() == [579, 581, 582, 583, 584]
     assert processor.banned_ids(100).tolist() == []
 
 
@@ -243,7 +243,7 @@ def test_decode_and_pad(processor):
     ids = processor.tokenizer("<|im_start|>user\nA , b .<|im_end|><|endoftext|>")["input_ids"]
     assert processor.decode(np.array(ids)) == "user\nA , b ."
     assert processor.decode([]) == ""
-    assert processor.pad_id == 498
+    assert processor.pad_id == 578
 
 
 def test_image_sizing_in_both_spellings(copy, processor):
