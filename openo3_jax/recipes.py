@@ -54,8 +54,12 @@ _DEMO_RUN = RunConfig(save_every=25)
 _DEMO_VIDEO = VideoConfig(max_frames=6, min_pixels=12 * 28 * 28, max_pixels=12 * 28 * 28)
 
 
-def demo_sft(*, steps: int = 300) -> SFTConfig:
-    """First stage of `openo3 demo`: rendered clips, six frames of 84 x 112 px each, the tiny base that sees."""
+def demo(*, steps: int = 300) -> SFTConfig:
+    """First stage of `openo3 demo`: rendered clips, six frames of 84 x 112 px each, the tiny base that sees.
+
+    openo3 demo --out OUT
+    Hardware: 2 CPU cores, 5 to 6 minutes. Result: docs/demo.md.
+    """
     return SFTConfig(
         steps=steps,
         batch_size=16,
@@ -77,7 +81,10 @@ def demo_sft(*, steps: int = 300) -> SFTConfig:
 
 
 def demo_gspo(*, steps: int = 72) -> GSPOConfig:
-    """Second stage of `openo3 demo`: other questions about other clips, groups of eight answers."""
+    """Second stage of `openo3 demo`: all six tasks about clips of the first, groups of eight answers.
+
+    Part of `openo3 demo`. Hardware: 2 CPU cores, 5 to 6 minutes. Result: docs/demo.md.
+    """
     return GSPOConfig(
         steps=steps,
         batch_size=12,

@@ -53,9 +53,9 @@ class Plan(NamedTuple):
 
 
 PLANS: dict[Size, Plan] = {
-    "quick": Plan(recipes.demo_sft(steps=4), recipes.demo_gspo(steps=2), clips=96, held_out=24, samples=2),
-    "demo": Plan(recipes.demo_sft(), recipes.demo_gspo(), clips=1920, held_out=528, samples=4),
-    "full": Plan(recipes.demo_sft(steps=900), recipes.demo_gspo(steps=250), clips=6000, held_out=600, samples=8),
+    "quick": Plan(recipes.demo(steps=4), recipes.demo_gspo(steps=2), clips=96, held_out=24, samples=2),
+    "demo": Plan(recipes.demo(), recipes.demo_gspo(), clips=1920, held_out=528, samples=4),
+    "full": Plan(recipes.demo(steps=900), recipes.demo_gspo(steps=250), clips=6000, held_out=600, samples=8),
 }
 
 

@@ -20,9 +20,7 @@ from openo3_jax.errors import InputError
 from openo3_jax.types import RowShare
 
 NUM = 20  # records of each stage in `root`
-CONFIG = dataclasses.replace(
-    recipes.demo_sft(), steps=12, batch_size=4, max_row_tokens=1024, weights=(), seed=5, workers=2
-)
+CONFIG = dataclasses.replace(recipes.demo(), steps=12, batch_size=4, max_row_tokens=1024, weights=(), seed=5, workers=2)
 
 
 class Run:
