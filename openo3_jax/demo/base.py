@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jaxtyping import Float
 
 from openo3_jax import geometry
 from openo3_jax.config import ModelConfig, OptimizerConfig, SamplingConfig, SFTConfig, TextConfig, VisionConfig
@@ -109,7 +110,7 @@ def measure(policy: Policy, num_objects: int, *, words: int = 0, pictures: int =
     boxes = answers([f"Where{scene.on} is the {scene.name}?" for scene in scenes])
     names = answers([f"What color is the {scene.name.split()[1]}?" for scene in scenes])
     ious = [geometry.box_iou(_box(text), scene.box) for text, scene in zip(boxes, scenes, strict=True)]
-    right = [scene.name.split()[0] in text.split() for text, scene in zip(names, scenes, strict=True)]
+    right = [text == scene.color for text, scene in zip(names, scenes, strict=True)]
     return Sight(float(np.mean(ious)), float(np.mean(right)))
 
 
@@ -120,19 +121,21 @@ class _Scene(NamedTuple):
     before: list[str]
     on: str  # " on" and the label of the one meant; empty for a single picture
     name: str
-    box: np.ndarray
+    color: str  # as `ask_one` and `ask_several` answer
+    box: Float[np.ndarray, " 4"]  # px
 
 
 def _scene(draws: np.random.Generator, seed: int, num_objects: int, pictures: int) -> _Scene:
     objects = (num_objects, num_objects)
     if pictures == 1:
         still = stills.make_still(seed, objects)
-        return _Scene([still], [""], "", *still.objects[0])
+        name, box = still.objects[0]
+        return _Scene([still], [""], "", name, name.split()[0], box)
     shown, labels = stills.make_stills(seed, objects, pictures), stills.draw_labels(draws, pictures)
     there = [i for i, still in enumerate(shown) if still.objects]
     i = there[draws.integers(len(there))]
     name, box = shown[i].objects[draws.integers(len(shown[i].objects))]
-    return _Scene(shown, stills.label_all(labels), f" on {labels[i]}", name, box)
+    return _Scene(shown, stills.label_all(labels), f" on {labels[i]}", name, f"a {name}", box)
 
 
 def _box(text: str) -> np.ndarray:

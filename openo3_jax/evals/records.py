@@ -17,6 +17,8 @@ from openo3_jax.rewards import truth, words
 Record = Mapping[str, Any]
 COLUMNS = ("format", "acc", "tiou", "viou")
 NEAR_S = 0.5  # a claim speaks of a key frame that is at most so far from the moment it cites
+_GRID, _FINER = 12, 6  # cells of a side that the best constant box is searched on; how much finer around the best
+_BLOCKS = 100  # parts of that search, for memory
 
 _OPTION = re.compile(r"^([A-Z])\. (.+)$", re.MULTILINE)
 
@@ -52,17 +54,17 @@ def constant_span(records: Sequence[Record]) -> float:
     return max(float(geometry.span_iou(some[:, None], spans_s).mean(axis=1).max()) for some in every)
 
 
-def constant_box(records: Sequence[Record], *, step: float = 1 / 12, finer: int = 6) -> float:
+def constant_box(records: Sequence[Record]) -> float:
     """Mean vIoU by `judge` of the one box, as fractions of the picture, that is best for all of `records`.
 
     A clip's answer claims it for every object of every key frame; moments and names are given. Searched on a grid of
-    `step`, then around the best box in steps `finer` times smaller. Raises: InputError where no record asks for a box.
+    1/12, then around the best box in steps of 1/72. Raises: InputError where no record asks for a box.
     """
     asked = _boxes(records)
-    edges = np.arange(0.0, 1.0 + step / 2, step)
+    edges = np.arange(_GRID + 1) / _GRID
     sides = [(low, high) for low in edges for high in edges if low < high]
     coarse = np.array([(x1, y1, x2, y2) for x1, x2 in sides for y1, y2 in sides])
-    shifts = np.arange(1 - finer, finer) * (step / finer)
+    shifts = np.arange(1 - _FINER, _FINER) / (_GRID * _FINER)
     fine = asked.best(coarse)[0] + np.array(list(itertools.product(shifts, repeat=4)))
     return asked.best(fine.clip(0.0, 1.0))[1]
 
@@ -91,9 +93,9 @@ class _Asked(NamedTuple):
         each = np.tile(self.boxes, (len(said), 1, 1)), np.repeat(said, len(self.boxes), axis=0)
         return metrics.box_ious(*each).reshape(len(said), -1) @ self.weights
 
-    def best(self, said: Float[np.ndarray, "answers 4"], blocks: int = 100) -> tuple[Float[np.ndarray, "4"], float]:
+    def best(self, said: Float[np.ndarray, "answers 4"]) -> tuple[Float[np.ndarray, "4"], float]:
         """The answer that earns most, and what it earns."""
-        earned = np.concatenate([self.vious(some) for some in np.array_split(said, blocks)])
+        earned = np.concatenate([self.vious(some) for some in np.array_split(said, _BLOCKS)])
         return said[earned.argmax()], float(earned.max())
 
 
