@@ -7,7 +7,7 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from typing import Any
 
 import av
@@ -35,6 +35,7 @@ _PLACES: dict[tuple[tasks.Stage, str], tuple[str, str]] = {
     ("rl", tasks.GENERAL_FREE_FORM): ("videor1_synthetic", "videor1"),
 }
 _KEY_FRAMES = "stgr/temporal_grounding/kfs"
+_STAGES = tuple(tasks.STAGE_TASKS)
 
 
 def render_clip(
@@ -78,47 +79,49 @@ def write_dataset(
     num_train: int,
     seed: int,
     config: WorldConfig | None = None,
+    stages: Collection[tasks.Stage] = _STAGES,
     advance: Callable[[int], None] = lambda done: None,
 ) -> None:
-    """Write `num_train` records for each stage under `root` in the released layout, with their media.
+    """Write `num_train` records for each of `stages` under `root` in the released layout, with their media.
 
-    The tasks of a stage take turns; record i of both stages shows clip i and asks about one of its objects. Times in
-    the texts are exact where 1 / fps is a multiple of 0.1 s. Equal arguments give equal records and pixels.
-    `advance` is told after each clip how many are done.
+    The tasks of a stage take turns; each record has a clip of its own and asks about one of its objects. Times in the
+    texts are exact where 1 / fps is a multiple of 0.1 s. Equal arguments give equal records and pixels, and those of a
+    stage do not depend on what else is written. `advance` is told after each clip how many are done.
 
     Raises: InputError for `num_train` below 1, and as `render_clip` does.
     """
     if num_train < 1:
         raise InputError(f"num_train={num_train}; expected at least 1 record")
     config = config or WorldConfig()
-    videos = pathlib.Path(root, "videos")
-    records: dict[tasks.Stage, list[dict[str, Any]]] = {"sft": [], "rl": []}
-    for i in range(num_train):
-        draw = np.random.default_rng([seed, i])
-        scene = world.make_scene(int(draw.integers(2**32)), config)
-        clip = _encode(scene.frames, config.fps)
-        order = draw.permutation(len(scene.tracks))
-        for stage, done in records.items():
-            task = tasks.STAGE_TASKS[stage][i % len(tasks.STAGE_TASKS[stage])]
-            source, directory = _PLACES[stage, task]
-            asked = _Asked(scene, int(order[0]), stage, np.random.default_rng([seed, i]), (config.width, config.height))
-            record = {"id": f"{stage}-{i}", "task": task, "source": source, "num_objects": len(scene.tracks)}
-            record |= asked.record(task)
-            if task == tasks.VISUAL:
-                record |= {"image_path": f"{i}.jpg", "image_size": [config.width, config.height]}
-                _save_picture(videos / directory / record["image_path"], scene.frames[asked.shown[0]])
-            else:
-                record["video_path"] = f"{i}.mp4"
-                _save(videos / directory / record["video_path"], clip)
-            if task == tasks.TEMPORAL_SPATIAL:
-                record |= asked.key_frames(i)
-                for key, number in zip(record["key_frames"], asked.shown, strict=True):
-                    _save_picture(videos / _KEY_FRAMES / key["path"], scene.frames[number])
-            done.append(record)
-        advance(i + 1)
-    for stage, name in annotations.STAGE_FILES.items():
-        text = json.dumps(records[stage], indent=1) + "\n"
-        _save(pathlib.Path(root, "json_data", name), text.encode())
+    for before, stage in enumerate(stages):
+        records = []
+        for i in range(num_train):
+            records.append(_write_record(pathlib.Path(root, "videos"), stage, i, seed, config))
+            advance(before * num_train + i + 1)
+        text = json.dumps(records, indent=1) + "\n"
+        _save(pathlib.Path(root, "json_data", annotations.STAGE_FILES[stage]), text.encode())
+
+
+def _write_record(videos: pathlib.Path, stage: tasks.Stage, i: int, seed: int, config: WorldConfig) -> dict[str, Any]:
+    """Record `i` of a stage, with its media written."""
+    draw = np.random.default_rng([seed, i, _STAGES.index(stage)])
+    scene = world.make_scene(int(draw.integers(2**32)), config)
+    task = tasks.STAGE_TASKS[stage][i % len(tasks.STAGE_TASKS[stage])]
+    source, directory = _PLACES[stage, task]
+    asked = _Asked(scene, int(draw.integers(len(scene.tracks))), stage, draw, (config.width, config.height))
+    name = f"{stage}-{i}"
+    record = {"id": name, "task": task, "source": source, "num_objects": len(scene.tracks), **asked.record(task)}
+    if task == tasks.VISUAL:
+        record |= {"image_path": f"{name}.jpg", "image_size": [config.width, config.height]}
+        _save_picture(videos / directory / record["image_path"], scene.frames[asked.shown[0]])
+    else:
+        record["video_path"] = f"{name}.mp4"
+        _save(videos / directory / record["video_path"], _encode(scene.frames, config.fps))
+    if task == tasks.TEMPORAL_SPATIAL:
+        record |= asked.key_frames(name)
+        for key, number in zip(record["key_frames"], asked.shown, strict=True):
+            _save_picture(videos / _KEY_FRAMES / key["path"], scene.frames[number])
+    return record
 
 
 class _Asked:
@@ -139,11 +142,11 @@ class _Asked:
         there = np.flatnonzero(~np.isnan(self.track.boxes_frac[:, 0]))
         return [int(there[len(there) // 4]), int(there[len(there) * 3 // 4])]
 
-    def key_frames(self, clip_number: int) -> dict[str, Any]:
+    def key_frames(self, clip: str) -> dict[str, Any]:
         key_frames, key_items = [], {}
         for idx, i in enumerate(self.shown):
             time_s = round(float(self.track.times_s[i]), 3)
-            key_frames.append({"idx": idx, "time": time_s, "path": f"{clip_number}_{time_s}.jpg"})
+            key_frames.append({"idx": idx, "time": time_s, "path": f"{clip}_{time_s}.jpg"})
             key_items[str(idx)] = {self.track.name: [self.track.boxes_frac[i].round(4).tolist()]}
         return {"key_frames": key_frames, "key_items": key_items}
 

@@ -6,7 +6,7 @@ import hashlib
 import itertools
 import shutil
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -47,15 +47,19 @@ class Plan(NamedTuple):
 
     sft: SFTConfig
     gspo: GSPOConfig
-    clips: int
+    clips: Mapping[tasks.Stage, int]  # to train on
     held_out: int
     samples: int  # answers drawn for each held-out question
 
 
 PLANS: dict[Size, Plan] = {
-    "quick": Plan(recipes.demo(steps=4), recipes.demo_gspo(steps=2), clips=96, held_out=24, samples=2),
-    "demo": Plan(recipes.demo(), recipes.demo_gspo(), clips=1920, held_out=528, samples=4),
-    "full": Plan(recipes.demo(steps=900), recipes.demo_gspo(steps=250), clips=6000, held_out=600, samples=8),
+    "quick": Plan(
+        recipes.demo(steps=4), recipes.demo_gspo(steps=2), clips={"sft": 96, "rl": 48}, held_out=24, samples=2
+    ),
+    "demo": Plan(recipes.demo(), recipes.demo_gspo(), clips={"sft": 1920, "rl": 864}, held_out=528, samples=4),
+    "full": Plan(
+        recipes.demo(steps=900), recipes.demo_gspo(steps=250), clips={"sft": 6000, "rl": 3000}, held_out=600, samples=8
+    ),
 }
 
 
@@ -76,8 +80,8 @@ def run_demo(out: Path, *, size: Size = "demo") -> Outcome:
     plan = PLANS[size]
     store.open_run(out, _settings(size, plan))
     say("1/5 rendering clips")
-    for name, number, seed in (("data", plan.clips, TRAIN_SEED), ("held_out", plan.held_out, HELD_OUT_SEED)):
-        _once(out / name, functools.partial(_render, number=number, seed=seed))
+    for name, clips, seed in (("data", plan.clips, TRAIN_SEED), ("held_out", {"rl": plan.held_out}, HELD_OUT_SEED)):
+        _once(out / name, functools.partial(_render, clips=clips, seed=seed))
     say("2/5 stage one: how to answer with evidence")
     taught = _trained(out, "sft", lambda **where: sft.run_sft(model=BASE, config=plan.sft, **where))
     say("3/5 stage two: rewards for evidence that is right")
@@ -104,18 +108,17 @@ def run_demo(out: Path, *, size: Size = "demo") -> Outcome:
 def _settings(size: Size, plan: Plan) -> dict[str, Any]:
     """All that the result follows from: what one version has made another does not go on with."""
     base = hashlib.sha256((BASE / "model.safetensors").read_bytes()).hexdigest()
-    how_much = {"clips": plan.clips, "held_out": plan.held_out, "samples": plan.samples}
-    settings = {"size": size, "seed": TRAIN_SEED, "base": base, **how_much}
-    parts = {"world": dataclasses.asdict(WORLD), "sft": config_json.to_json(plan.sft)}
-    parts["gspo"] = config_json.to_json(plan.gspo)
-    return settings | {f"{part}.{name}": value for part, values in parts.items() for name, value in values.items()}
+    how_much = {"clips": dict(plan.clips), "held_out": plan.held_out, "samples": plan.samples}
+    parts = {"world": WORLD, "sft": plan.sft, "gspo": plan.gspo}
+    fields = {f"{part}.{name}": value for part, of in parts.items() for name, value in config_json.to_json(of).items()}
+    return {"size": size, "seed": TRAIN_SEED, "base": base} | how_much | fields
 
 
-def _render(root: Path, number: int, seed: int) -> None:
-    with metrics.Progress("clips", number) as bar:
-        synthetic.write_dataset(
-            root, num_train=number, seed=seed, config=WORLD, advance=lambda done: bar.update(done, "")
-        )
+def _render(root: Path, clips: Mapping[tasks.Stage, int], seed: int) -> None:
+    for stage, number in clips.items():
+        with metrics.Progress(f"clips for {stage}", number) as bar:
+            advance = functools.partial(bar.update, note="")
+            synthetic.write_dataset(root, num_train=number, seed=seed, config=WORLD, stages=[stage], advance=advance)
 
 
 def _once(directory: Path, make: Callable[[Path], None]) -> None:

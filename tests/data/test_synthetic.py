@@ -1,4 +1,5 @@
 import json
+import pathlib
 
 import av
 import numpy as np
@@ -9,6 +10,8 @@ from openo3_jax import tags, tasks
 from openo3_jax.config import VideoConfig
 from openo3_jax.data import annotations, media, prompts, synthetic, transforms, world
 from openo3_jax.errors import InputError
+
+STAGES = ("sft", "rl")
 
 
 def decode(path):
@@ -49,8 +52,8 @@ def test_equal_seeds_give_equal_files(tmp_path):
         synthetic.write_dataset(tmp_path / name, num_train=6, seed=3)
     synthetic.write_dataset(tmp_path / "c", num_train=6, seed=4)
     files = sorted(path.relative_to(tmp_path / "a") for path in (tmp_path / "a").rglob("*.*"))
-    # 2 JSON files, 8 clips (2 STR, 2 tvg_r1, 1 timerft, 3 videor1), 2 pictures, 2 key frames for each STR clip
-    assert len(files) == 2 + 8 + 2 + 4
+    # 2 JSON files, 5 clips and a picture for each stage, 2 key frames for each of 3 STR clips
+    assert len(files) == 2 + 10 + 2 + 6
     for file in files:
         assert (tmp_path / "a" / file).read_bytes() == (tmp_path / "b" / file).read_bytes()
     assert (tmp_path / "a/json_data/STGR-RL.json").read_text() != (tmp_path / "c/json_data/STGR-RL.json").read_text()
@@ -63,7 +66,7 @@ def root(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("stage", ["sft", "rl"])
+@pytest.mark.parametrize("stage", STAGES)
 def test_records_pass_the_checks_and_become_messages(stage, root):
     records = annotations.load_stage(root, stage)
     assert len(records) == 12
@@ -77,7 +80,7 @@ def test_records_pass_the_checks_and_become_messages(stage, root):
 
 
 def test_reasoning_cites_the_ground_truth(root):
-    sft, rl = (annotations.load_stage(root, stage) for stage in ("sft", "rl"))
+    sft = annotations.load_stage(root, "sft")
     spatial = [i for i, r in enumerate(sft) if r["task"] == tasks.TEMPORAL_SPATIAL]
     for record in (sft[i] for i in spatial):
         claims = tags.parse_claims(record["reasoning_process"])
@@ -89,13 +92,29 @@ def test_reasoning_cites_the_ground_truth(root):
     for record in temporal:
         span = tags.parse_span(record["answer"])
         assert list(span) == tags.parse_times(record["reasoning_process"])
-    both = [(s, r) for s, r in zip(sft, rl, strict=True) if s["task"] == r["task"] == tasks.TEMPORAL]
-    assert both
-    for s, r in both:  # one clip, two forms of one answer
-        assert json.loads(r["answer"]) == list(tags.parse_span(s["answer"]))
 
 
-@pytest.mark.parametrize("stage", ["sft", "rl"])
+def test_spans_are_when_the_object_is_seen(root):
+    temporal = [r for r in annotations.load_stage(root, "rl") if r["task"] == tasks.TEMPORAL]
+    assert temporal
+    for record in temporal:
+        frames, times_s = decode(media.find_media(root, record, "rl"))
+        color = np.array(world.COLORS[record["question"].split()[3]], float)
+        seen = (np.abs(frames - color).max(-1) < 60).sum((1, 2)) > 20
+        start_s, end_s = json.loads(record["answer"])
+        assert seen.tolist() == [start_s <= time_s < end_s for time_s in times_s]
+
+
+def test_each_stage_has_clips_of_its_own(root, tmp_path):
+    clips = {stage: {media.find_media(root, r, stage) for r in annotations.load_stage(root, stage)} for stage in STAGES}
+    assert all(len(paths) == 12 for paths in clips.values())
+    assert len({pathlib.Path(path).read_bytes() for paths in clips.values() for path in paths}) == 24
+    synthetic.write_dataset(tmp_path, num_train=12, seed=0, stages=["rl"])
+    assert annotations.load_stage(tmp_path, "rl") == annotations.load_stage(root, "rl")
+    assert [file.name for file in (tmp_path / "json_data").iterdir()] == ["STGR-RL.json"]
+
+
+@pytest.mark.parametrize("stage", STAGES)
 def test_options_and_boxes_name_what_is_seen(stage, root):
     for record in annotations.load_stage(root, stage):
         if record["task"] in (tasks.GENERAL_MCQ, tasks.TEMPORAL_MCQ):

@@ -31,7 +31,7 @@ def small(tmp_path_factory):
         run=RunConfig(save_every=1),
     )
     sft = dataclasses.replace(plan.sft, steps=2, batch_size=2, run=RunConfig(save_every=1))
-    return directory, story.Plan(sft, gspo, clips=6, held_out=6, samples=2)
+    return directory, story.Plan(sft, gspo, clips={"sft": 6, "rl": 6}, held_out=6, samples=2)
 
 
 @pytest.fixture
