@@ -218,8 +218,8 @@ def test_too_many_bad_records_end_the_run_with_the_list(broken_root, processor, 
 
 
 def test_one_bad_record_ends_the_run_by_default_in_a_small_set(broken_root, processor):
-    (broken_root / "videos" / "treevgr" / "1.jpg").write_text("no picture")
-    with Run(broken_root, processor) as run, pytest.raises(InputError, match=r"1 of 20 records.*1.jpg"):
+    (broken_root / "videos" / "treevgr" / "sft-1.jpg").write_text("no picture")
+    with Run(broken_root, processor) as run, pytest.raises(InputError, match=r"1 of 20 records.*sft-1.jpg"):
         run.batches(0)
 
 
