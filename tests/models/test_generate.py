@@ -148,9 +148,9 @@ def test_one_program_serves_every_limit_seed_and_ban(policy, sampled):
     """Only the static shape and the knobs compile: another limit below 64, other seeds and bans do not."""
     from openo3_jax import policy as policy_lib
 
-    before = policy_lib._decode._cache_size()
+    before = policy_lib._programs(False).decode._cache_size()
     out = policy.generate(CONVERSATIONS, num_samples=3, max_new_tokens=9, seed=1, ban_special=False)
-    assert policy_lib._decode._cache_size() == before
+    assert policy_lib._programs(False).decode._cache_size() == before
     assert all(len(tokens) <= 9 for group in out.tokens for tokens in group)
 
 
