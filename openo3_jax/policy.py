@@ -7,7 +7,7 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -33,6 +33,14 @@ Conversation = Sequence[Mapping[str, Any]]
 Dtype = Literal["float32", "bfloat16"]
 
 CAPACITY_STEP = 64  # the decode loop is compiled for multiples of this many tokens
+
+# XLA multiplies bfloat16 as float32 on a CPU. By default it converts all weights before the loop that uses them and
+# keeps them all: 30 GB for a 7B model. With these it converts one layer, uses it, and goes on.
+LEAN = {
+    "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
+    "xla_disable_hlo_passes": "while-loop-invariant-code-motion",
+}
+
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.gguf")
 
 
@@ -67,9 +75,18 @@ class Policy:
         """The decoder's weights as decoding wants them, made on first use and kept: a second copy of them, but on one
         CPU device the same memory.
         """
-        if self.mesh.devices.size == 1 and self.mesh.devices.flat[0].platform == "cpu":
+        if self.mesh.devices.size == 1 and self._is_on_cpu:
             return generate_lib.shared_layout(self.graphdef, self.params)
         return _sampling_layout(self.graphdef, self.params)
+
+    @property
+    def _is_on_cpu(self) -> bool:
+        return self.mesh.devices.flat[0].platform == "cpu"
+
+    @property
+    def _is_converted(self) -> bool:
+        """Whether the compiler must convert weights to multiply them."""
+        return self._is_on_cpu and any(leaf.dtype == jnp.bfloat16 for leaf in jax.tree.leaves(self.params))
 
     def without_weights(self) -> "Policy":
         """The same with shapes in the place of weights, which may then leave the memory."""
@@ -120,8 +137,9 @@ class Policy:
     def logits(self, conversations: Sequence[Conversation]) -> list[Float[np.ndarray, "seq vocab"]]:
         """Scores of the next token at every slot of each conversation, float32, unpadded."""
         samples = self.encode(conversations)
-        hidden = _hidden(self.graphdef, self.params, self.batch(samples))
-        rows = (_logits(self.graphdef, self.params, hidden[i]) for i in range(len(samples)))  # one at a time
+        programs = _programs(self._is_converted)
+        hidden = programs.hidden(self.graphdef, self.params, self.batch(samples))
+        rows = (programs.logits(self.graphdef, self.params, hidden[i]) for i in range(len(samples)))  # one at a time
         return [hosts.whole(row)[: len(sample.tokens)] for row, sample in zip(rows, samples, strict=True)]
 
     def generate(
@@ -175,8 +193,9 @@ class Policy:
         last_slots = [0 if sample is None else len(sample.tokens) - 1 for sample in [*samples, *[None] * missing]]
         own = np.array(self._own(last_slots), np.int32), _keys(self._own([*seeds, *[0] * missing]), config.num_samples)
         slots, keys = mesh_lib.shard_rows(own, self.mesh)
-        prompts = _prefill(self.graphdef, self.params, batch, slots)
-        out = _decode(
+        programs = _programs(self._is_converted)
+        prompts = programs.prefill(self.graphdef, self.params, batch, slots)
+        out = programs.decode(
             self.sampling_layout,
             prompts,
             keys,
@@ -319,22 +338,37 @@ def _keys(seeds: Sequence[int], group: int) -> UInt32[np.ndarray, "seeds group w
     return np.stack([jax.random.key_data(fold(jax.random.key(seed), jnp.arange(group))) for seed in seeds])
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _hidden(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch) -> jax.Array:
-    return nnx.merge(graphdef, params).hidden(batch)[0]
+class _Programs(NamedTuple):
+    """Jitted: prefill and decode are those of `models/generate.py`."""
+
+    hidden: Callable[..., jax.Array]
+    logits: Callable[..., jax.Array]
+    prefill: Callable[..., generate_lib.Prompts]
+    decode: Callable[..., generate_lib.Generated]
 
 
-@functools.partial(jax.jit, static_argnums=0)
-def _logits(graphdef: nnx.GraphDef, params: nnx.State, hidden: jax.Array) -> jax.Array:
-    return nnx.merge(graphdef, params).logits(hidden)
+@functools.cache
+def _programs(is_lean: bool) -> _Programs:
+    """`is_lean`: without a second copy of weights that the compiler must convert, see `LEAN`."""
+    jit = functools.partial(jax.jit, compiler_options=LEAN if is_lean else None)
+
+    def hidden(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch) -> jax.Array:
+        return nnx.merge(graphdef, params).hidden(batch)[0]
+
+    def logits(graphdef: nnx.GraphDef, params: nnx.State, hidden: jax.Array) -> jax.Array:
+        return nnx.merge(graphdef, params).logits(hidden)
+
+    def decode(
+        layout: generate_lib.SamplingLayout, prompts: generate_lib.Prompts, keys: jax.Array, *limits: Any, config: Any
+    ) -> generate_lib.Generated:
+        return generate_lib.decode(layout, prompts, jax.random.wrap_key_data(keys), *limits, config=config)
+
+    return _Programs(
+        hidden=jit(hidden, static_argnums=0),
+        logits=jit(logits, static_argnums=0),
+        prefill=jit(generate_lib.prefill, static_argnums=0),
+        decode=jit(decode, static_argnames="config"),
+    )
 
 
-@functools.partial(jax.jit, static_argnames="config")
-def _decode(
-    layout: generate_lib.SamplingLayout, prompts: generate_lib.Prompts, keys: jax.Array, *limits: Any, config: Any
-) -> generate_lib.Generated:
-    return generate_lib.decode(layout, prompts, jax.random.wrap_key_data(keys), *limits, config=config)
-
-
-_prefill = jax.jit(generate_lib.prefill, static_argnums=0)
 _sampling_layout = jax.jit(generate_lib.sampling_layout, static_argnums=0)

@@ -84,10 +84,13 @@ class Embedding(nnx.Module):
         on every device.
         """
         slots, weights = (mesh_lib.partition_spec(axes) for axes in (("rows", "seq"), ("vocab", "embed")))
+        axes = mesh_lib.LOGICAL_AXES["embed"]
+        is_split = mesh_lib.mesh_size(mesh, axes) > 1
 
         @partial(jax.shard_map, mesh=mesh, in_specs=(weights, slots), out_specs=slots)
         def look_up(table, ids):
-            table = jax.lax.all_gather(table, mesh_lib.LOGICAL_AXES["embed"], axis=1, tiled=True)
+            if is_split:  # a gather over one device is a copy
+                table = jax.lax.all_gather(table, axes, axis=1, tiled=True)
             at = ids - jax.lax.axis_index("tensor") * table.shape[0]
             is_here = (at >= 0) & (at < table.shape[0])
             found = jnp.take(table, jnp.where(is_here, at, 0), axis=0)

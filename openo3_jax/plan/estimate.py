@@ -16,9 +16,13 @@ CACHE_ITEM = 2  # bytes, bfloat16
 
 
 class Floor(NamedTuple):
-    """Seconds of a step that a program cannot do without: arithmetic, reading memory, sending to other devices."""
+    """What a program cannot do without in a step: operations over all devices, with what is computed twice; seconds of
+    arithmetic, of reading memory, of sending to other devices.
+    """
 
     name: str
+    runs: int  # of the program in a step
+    flops: float
     compute_s: float
     memory_s: float
     links_s: float
@@ -35,7 +39,9 @@ class Estimate(NamedTuple):
     host_bytes: int  # of each host
     floors: list[Floor]
     floor_s: float
+    rates: Rates
     expected_s: float
+    model_flops: int  # over all devices, without what is computed twice
     mfu: float  # of the expected time, in [0, 1]
     run_hours: float
     run_cost: float | None
@@ -71,7 +77,9 @@ def make_estimate(
         host_bytes=_host_bytes(load, model, devices, saved_bytes),
         floors=floors,
         floor_s=sum(max(one.compute_s, one.memory_s, one.links_s) for one in floors),
+        rates=rates,
         expected_s=expected_s,
+        model_flops=work.model,
         mfu=work.model / (expected_s * kind.flops_per_s * devices.number),
         run_hours=hours,
         run_cost=None if rates.price is None else hours * devices.number * rates.price,
@@ -88,16 +96,19 @@ def _floor(
     """Rows of padding take the time of others; of a loop that ends early all runs are counted."""
     kind = devices.kind
     operations = {"prefill": work.prefill, "layout": 0, "decode": work.decode, "update": work.update}[program.name]
-    updates = config.minibatches if isinstance(config, GSPOConfig) and program.name == "update" else 1
+    flops = operations * load.padding
+    runs = config.minibatches if isinstance(config, GSPOConfig) and program.name == "update" else 1
     read = program.arguments + program.outputs
     if isinstance(config, GSPOConfig) and program.name == "decode":  # each token reads the weights and the caches
         read = program.arguments * config.sampling.max_new_tokens
     is_far = kind.platform == "gpu" and devices.number > PER_HOST
     return Floor(
         program.name,
-        compute_s=operations * load.padding / (devices.number * kind.flops_per_s),
-        memory_s=updates * read / kind.hbm_bytes_per_s,
-        links_s=updates
+        runs,
+        flops,
+        compute_s=flops / (devices.number * kind.flops_per_s),
+        memory_s=runs * read / kind.hbm_bytes_per_s,
+        links_s=runs
         * sum(one.sent_bytes for one in program.collectives)
         / (kind.far_bytes_per_s if is_far else kind.link_bytes_per_s),
     )

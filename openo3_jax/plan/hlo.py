@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Mapping
 from typing import NamedTuple
 
+FETCHED = "S(1)"  # how a layout says so
 COLLECTIVES = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) (?:\([^=]*)?.*\{$")
@@ -24,8 +25,10 @@ class Instruction(NamedTuple):
     opcode: str
     shapes: list[tuple[str, tuple[int, ...]]]  # element type and sizes of each array of the result
     text: str
+    is_fetched: bool = False  # its (first) result lies in a TPU's vector memory, beside the unit that computes with it
     runs: int = 0  # in a run of the program
     in_loop: bool = False
+    fusions: int = 0  # that it is within
 
 
 class Collective(NamedTuple):
@@ -40,11 +43,9 @@ class Collective(NamedTuple):
 def instructions(text: str, *, unknown_trips: int = 1) -> Iterator[Instruction]:
     """Every instruction that runs. `unknown_trips`: of loops whose number of runs is not in the program."""
     bodies, entry = _computations(text)
-    runs, in_loop = _runs(bodies, entry, unknown_trips)
-    for name, lines in bodies.items():
-        for instruction in lines:
-            if runs[name]:
-                yield instruction._replace(runs=runs[name], in_loop=name in in_loop)
+    for name, where in _places(bodies, entry, unknown_trips).items():
+        for instruction in bodies[name]:
+            yield instruction._replace(runs=where.runs, in_loop=where.in_loop, fusions=where.fusions)
 
 
 def collectives(text: str, *, unknown_trips: int = 1) -> list[Collective]:
@@ -110,7 +111,8 @@ def _computations(text: str) -> tuple[dict[str, list[Instruction]], str]:
                 entry = current if found[1] else entry
         elif current and (found := _INSTRUCTION.match(line)):
             shapes = [(kind, _sizes(sizes)) for kind, sizes in _SHAPE.findall(found[2])]
-            bodies[current].append(Instruction(found[1], found[3], shapes, found[4]))
+            first = found[2].partition("}")[0]  # bf16[8,16]{1,0:T(8,128)(2,1)S(1)
+            bodies[current].append(Instruction(found[1], found[3], shapes, found[4], FETCHED in first))
     return bodies, entry
 
 
@@ -118,24 +120,29 @@ def _sizes(text: str) -> tuple[int, ...]:
     return tuple(int(size) for size in text.split(",") if size)
 
 
-def _runs(bodies: Mapping[str, list[Instruction]], entry: str, unknown_trips: int) -> tuple[dict[str, int], set[str]]:
-    """How often each computation runs, and which run in a loop; of a conditional's branches each counts as taken."""
-    runs, in_loop = dict.fromkeys(bodies, 0), set()
+class _Place(NamedTuple):
+    runs: int = 0
+    in_loop: bool = False
+    fusions: int = 0
 
-    def visit(name: str, times: int, is_looped: bool) -> None:
-        runs[name] += times
-        if is_looped:
-            in_loop.add(name)
+
+def _places(bodies: Mapping[str, list[Instruction]], entry: str, unknown_trips: int) -> dict[str, _Place]:
+    """The computations that run; of a conditional's branches each counts as taken."""
+    places: dict[str, _Place] = {}
+
+    def visit(name: str, times: int, is_looped: bool, fusions: int) -> None:
+        known = places.get(name, _Place(fusions=fusions))
+        places[name] = _Place(known.runs + times, known.in_loop or is_looped, min(known.fusions, fusions))
         for one in bodies[name]:
             is_loop = one.opcode == "while"
             trips = _trips(one, bodies, unknown_trips) if is_loop else 1
             for names in _CALLED.findall(one.text):
                 for called in re.findall(r"[\w.\-]+", " ".join(names)):
                     if called in bodies:
-                        visit(called, times * trips, is_looped or is_loop)
+                        visit(called, times * trips, is_looped or is_loop, fusions + (one.opcode == "fusion"))
 
-    visit(entry, 1, False)
-    return runs, in_loop
+    visit(entry, 1, False, 0)
+    return places
 
 
 def _trips(loop: Instruction, bodies: Mapping[str, list[Instruction]], unknown: int) -> int:
@@ -174,7 +181,12 @@ def most_logits(text: str, *, vocab: int, dims: set[int]) -> int:
 
 
 def copied_in_loops(text: str, *, at_least: int, vocab: int) -> int:
-    """Bytes of arrays of at least so many bytes that a loop copies or transposes each time it runs; logits are none."""
+    """Bytes of arrays of at least so many bytes that a loop copies or transposes each time it runs; logits are none.
+
+    No copies are what a TPU fetches into the memory where it computes, and what a fusion within a fusion gives: it is
+    read so, and never lies in memory.
+    """
     moved = (one for one in instructions(text) if one.in_loop and one.opcode in ("copy", "copy-start", "transpose"))
-    others = (one for one in moved if not any(vocab in sizes for _, sizes in one.shapes))
+    stored = (one for one in moved if not one.is_fetched and one.fusions < 2)
+    others = (one for one in stored if not any(vocab in sizes for _, sizes in one.shapes))
     return sum(size for one in others if (size := result_bytes(one)) >= at_least)

@@ -1,5 +1,6 @@
 """A plan as text and as JSON."""
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,7 +16,6 @@ def to_json(request: Request, answer: Answer, estimate: Estimate) -> dict[str, A
         one._asdict() | {"peak": one.peak, "collectives": [c._asdict() for c in one.collectives]}
         for one in answer.programs
     ]
-    state = {name: getattr(answer, name) for name in Answer._fields if name.endswith("_bytes")}
     return {
         "devices": str(request.devices),
         "mesh": dict(answer.axes),
@@ -24,10 +24,25 @@ def to_json(request: Request, answer: Answer, estimate: Estimate) -> dict[str, A
         "row_patches": answer.load.row.patches,
         "prompt_tokens": answer.load.prompt_tokens,
         "remat": request.config.remat,
-        **state,
+        "bytes_by_kind": by_kind(answer, estimate),
         **estimate._asdict(),
+        "rates": dataclasses.asdict(estimate.rates),
         "floors": [floor._asdict() for floor in estimate.floors],
         "programs": found,
+    }
+
+
+def by_kind(answer: Answer, estimate: Estimate) -> dict[str, int]:
+    """Bytes of a device; of the hungriest program what lives only while it runs."""
+    hungriest = max(answer.programs, key=lambda one: one.peak)
+    return {
+        "trained weights": answer.trained_bytes,
+        "optimizer": answer.optimizer_bytes,
+        "reference": answer.reference_bytes,
+        "frozen weights": answer.frozen_bytes,
+        "caches": estimate.cache_bytes,
+        "activations, gradients, gathered weights": hungriest.temporary,
+        "cuDNN workspace": estimate.workspace_bytes,
     }
 
 
@@ -51,33 +66,33 @@ def render(request: Request, answer: Answer, estimate: Estimate) -> str:
         widths = (10, 15, 10, 11, 10)
         columns = "".join(f"{size / GIB:>{width}.2f}" for size, width in zip(sizes, widths, strict=True))
         lines.append(f"{one.name:<18}{columns}{one.compiled_s:>11.0f} s")
-    parts = {
-        "trained weights": answer.trained_bytes,
-        "optimizer": answer.optimizer_bytes,
-        "reference": answer.reference_bytes,
-        "frozen weights": answer.frozen_bytes,
-        "caches": estimate.cache_bytes,
-        "cuDNN workspace": estimate.workspace_bytes,
-    }
-    lines += ["of it: " + ", ".join(f"{name} {size / GIB:.2f}" for name, size in parts.items() if size)]
+    parts = by_kind(answer, estimate).items()
+    lines += ["by kind: " + "; ".join(f"{name} {size / GIB:.2f}" for name, size in parts if size)]
     verdict = "fits" if estimate.fits else "DOES NOT FIT"
     headroom = request.devices.kind.headroom_bytes / GIB
     lines += [
         f"{verdict}: peak {estimate.peak_bytes / GIB:.1f} of {estimate.available_bytes / GIB:.1f} GiB, "
         f"{headroom:.1f} more are left to libraries and fragmentation; host memory {estimate.host_bytes / GIB:.0f} GiB",
         "",
-        f"{'seconds at least':<18}{'arithmetic':>12}{'memory':>10}{'links':>10}   sent by each device, GiB in a step",
+        f"{'seconds at least':<18}{'arithmetic':>12}{'memory':>10}{'links':>10}{'PFLOP':>10}   "
+        "sent by each device, GiB in a step (calls)",
     ]
     for floor, one in zip(estimate.floors, answer.programs, strict=True):
-        sent = ", ".join(f"{c.kind} {c.sent_bytes / GIB:.2f} ({c.calls})" for c in one.collectives)
-        lines.append(
-            f"{floor.name:<18}{floor.compute_s:>12.3f}{floor.memory_s:>10.3f}{floor.links_s:>10.3f}   {sent or 'none'}"
+        sent = ", ".join(
+            f"{c.kind} {floor.runs * c.sent_bytes / GIB:.2f} ({floor.runs * c.calls})" for c in one.collectives
         )
-    cost = "" if estimate.run_cost is None else f", {estimate.run_cost:.0f} at the given price"
+        lines.append(
+            f"{floor.name:<18}{floor.compute_s:>12.3f}{floor.memory_s:>10.3f}{floor.links_s:>10.3f}"
+            f"{floor.flops / 1e15:>10.2f}   {sent or 'none'}"
+        )
+    rates = estimate.rates
     lines.append(
-        f"a step: at least {estimate.floor_s:.2f} s, expected {estimate.expected_s:.2f} s "
-        f"(MFU {100 * estimate.mfu:.0f} %); {request.config.steps} steps: {estimate.run_hours:.1f} h{cost}"
+        f"a step: at least {estimate.floor_s:.2f} s, expected {estimate.expected_s:.2f} s if "
+        f"{rates.compute_efficiency:.0%} of the arithmetic and {rates.bandwidth_efficiency:.0%} of the bandwidths are "
+        f"reached; the model's {estimate.model_flops / 1e15:.2f} PFLOP are an MFU of {estimate.mfu:.0%}"
     )
+    cost = "" if rates.price is None else f", {estimate.run_cost:.0f} at {rates.price:g} for a device and hour"
+    lines.append(f"the run of {request.config.steps} steps, in the recipes an epoch: {estimate.run_hours:.1f} h{cost}")
     if isinstance(request.config, GSPOConfig):
         lines.append("every completion is taken to have all of its tokens: what ends earlier takes less")
     return "\n".join(lines)

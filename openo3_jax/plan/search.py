@@ -34,11 +34,13 @@ def search(request: Request, judge: Judge, say: Callable[[str], None]) -> list[T
     large. Meshes that the model or the rows cannot be divided by are left out.
     """
     tried: list[Tried] = []
+    refusals: list[str] = []
 
     def attempt(wish: Request) -> Tried | None:
         try:
             answer, estimate = judge(wish)
-        except InputError:
+        except InputError as error:
+            refusals.append(str(error))
             return None
         axes = ", ".join(f"{name} {size}" for name, size in answer.axes.items() if size > 1) or "one device"
         name = f"{axes}; remat {wish.config.remat}; batch {wish.config.batch_size}"
@@ -49,7 +51,7 @@ def search(request: Request, judge: Judge, say: Callable[[str], None]) -> list[T
     for axes in meshes(request.devices.number, request.model):
         attempt(request._replace(axes=axes))
     if not tried:
-        raise InputError(f"plan: no mesh of {request.devices} divides this model and its rows")
+        raise InputError(f"plan: no mesh of {request.devices} can be compiled; the last refusal: {refusals[-1]}")
     best = ranked(tried)[0].request
     for remat in REMATS:
         if remat != best.config.remat:
@@ -80,7 +82,10 @@ def meshes(number: int, model: ModelConfig) -> Iterator[dict[str, int]]:
 
 
 def limits(request: Request, judge: Judge, say: Callable[[str], None]) -> dict[str, int]:
-    """The most frames, the longest prompt in tokens of text, and in stage two the largest group, each alone."""
+    """The most frames, the longest prompt in tokens of text, and in stage two the largest group, each alone.
+
+    `request` must fit as it is.
+    """
     sizes = request.sizes
 
     def fits(wish: Request) -> bool:
@@ -99,25 +104,25 @@ def limits(request: Request, judge: Judge, say: Callable[[str], None]) -> dict[s
         sampling = dataclasses.replace(request.config.sampling, num_samples=number)
         return request._replace(config=dataclasses.replace(request.config, sampling=sampling))
 
-    wishes = {"frames": (with_frames, max(8, sizes.frames), 8), "text tokens": (with_text, 1024, 1024)}
+    wishes = {"frames": (with_frames, sizes.frames, 8), "tokens of text": (with_text, sizes.text_tokens, 1024)}
     if isinstance(request.config, GSPOConfig):
         wishes["samples of a prompt"] = (with_group, request.config.sampling.num_samples, 2)
     found = {}
-    for name, (make, start, step) in wishes.items():
-        say(name)
-        found[name] = largest(lambda number, make=make: fits(make(number)), start, step)
+    for name, (make, known, step) in wishes.items():
+        say(f"the most {name}")
+        found[name] = largest(lambda number, make=make: fits(make(number)), known, step)
     return found
 
 
-def largest(fits: Callable[[int], bool], start: int, step: int) -> int:
-    """The largest number, to `step`, that fits, where everything below one that fits does; 0 if `start` does not.
+def largest(fits: Callable[[int], bool], known: int, step: int) -> int:
+    """The largest number, to `step`, that fits, where `known` and everything below one that fits does.
 
-    Example: fits up to 100, start 16, step 8 -> 96, after seven questions.
+    Example: fits up to 100, known 16, step 8 -> 96, after six questions.
     """
-    good, bad = 0, start
+    good, bad = known, max(2 * known, known + step)
     while bad <= MOST and fits(bad):
         good, bad = bad, 2 * bad
-    while good and bad - good > step:
-        middle = (good + bad) // 2 // step * step
+    while bad - good > step:
+        middle = good + max(step, (bad - good) // 2 // step * step)
         good, bad = (middle, bad) if fits(middle) else (good, middle)
     return good

@@ -120,7 +120,7 @@ def evaluate(
         judge_model: the name of the server's model.
         judge_key: the environment variable that holds the server's key.
         prompts: other wordings, a JSON file.
-        mesh: sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp.
+        mesh: sizes of its axes, such as fsdp=4,tensor=2; without it fsdp in a host or slice, data over them.
     """
     if compare is not None:
         from openo3_jax.evals import evaluate

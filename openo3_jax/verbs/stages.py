@@ -24,7 +24,9 @@ class Run:
     out: Path  # a new directory for the run
     resume: bool = False  # go on with the run in OUT where it was stopped; without a checkpoint there it starts anew
     profile: str | None = None  # steps to trace into OUT/profile for XProf or Perfetto, such as 10:15
-    mesh: str | None = None  # sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp
+    mesh: str | None = (
+        None  # sizes of its axes, such as fsdp=4,tensor=2; without it fsdp in a host or slice, data over them
+    )
     prompts: Path | None = None  # other wordings, a JSON file
 
     def arguments(self) -> dict[str, Any]:
@@ -127,7 +129,7 @@ def plan_of(recipe: SFTConfig | GSPOConfig) -> Callable[..., int]:
         Args:
             devices: KIND:SHAPE, such as h100:8 or v5p:4x4x4.
             model: 3b, 7b, 32b, 72b, or a directory with a config.json.
-            mesh: sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp.
+            mesh: sizes of its axes, such as fsdp=4,tensor=2; without it fsdp in a host or slice, data over them.
             search: try meshes, remat policies and batches; rank what fits; find the most that a device holds.
             json: where to write all figures.
         """
@@ -155,7 +157,7 @@ def replay(dump: Positional[Annotated[Path, arg(metavar="DUMP")]], *, mesh: str 
 
     Args:
         dump: a directory that a run has written, such as RUN/dumps/step-12-0.
-        mesh: sizes of its axes, such as fsdp=4,tensor=2; without it all devices are on fsdp.
+        mesh: sizes of its axes, such as fsdp=4,tensor=2; without it fsdp in a host or slice, data over them.
     """
     from openo3_jax.train import replay as replay_lib
 

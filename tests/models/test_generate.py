@@ -1,13 +1,19 @@
 """Generation against the model without a cache, and what a sample may depend on."""
 
 import dataclasses
+import math
+from functools import partial
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
 
 import small
+from openo3_jax import policy as policy_lib
+from openo3_jax.config import SamplingConfig
+from openo3_jax.models import generate, qwen2_5_vl
 from openo3_jax.types import Sample
 
 LIMIT = 70  # not a multiple of the 64 tokens for which the loop is compiled
@@ -146,11 +152,9 @@ def test_special_tokens_come_only_unbanned(policy, sampled):
 
 def test_one_program_serves_every_limit_seed_and_ban(policy, sampled):
     """Only the static shape and the knobs compile: another limit below 64, other seeds and bans do not."""
-    from openo3_jax import policy as policy_lib
-
-    before = policy_lib._decode._cache_size()
+    before = policy_lib._programs(False).decode._cache_size()
     out = policy.generate(CONVERSATIONS, num_samples=3, max_new_tokens=9, seed=1, ban_special=False)
-    assert policy_lib._decode._cache_size() == before
+    assert policy_lib._programs(False).decode._cache_size() == before
     assert all(len(tokens) <= 9 for group in out.tokens for tokens in group)
 
 
@@ -170,3 +174,28 @@ def test_weights_are_gathered_layer_by_layer_for_sampling(policy):
     for i, layer in enumerate(layout.layers):
         for mine, whole in zip(jax.tree.leaves(layer), jax.tree.leaves(stacked), strict=True):
             np.testing.assert_array_equal(mine, whole[i])
+
+
+def test_bfloat16_weights_on_a_cpu_are_converted_one_layer_at_a_time(one_device):
+    """Temporaries are below half of a float32 copy of four layers' weights; without the options they are above it."""
+    config = small.model_config(hidden_size=256, intermediate_size=1024, num_hidden_layers=4, mrope_section=(16, 8, 8))
+    graphdef, params = qwen2_5_vl.abstract_params(config, one_device)
+    params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=x.sharding), params)
+    copies = 4 * sum(math.prod(x.shape) for x in jax.tree.leaves(params["text"]["layers"]))
+    batch = small.make_batch([[small.sample(config, prompt=6, answer=1)]], config)
+    slots = np.zeros(1, np.int32)
+    prompts = jax.eval_shape(partial(generate.prefill, graphdef), params, batch, slots)
+    layout = jax.eval_shape(partial(generate.sampling_layout, graphdef), params)
+    mask, keys = np.zeros(config.text.vocab_size, bool), np.zeros((1, 1, 2), np.uint32)
+    programs = policy_lib._programs(True)
+    prefill = programs.prefill.lower(graphdef, params, batch, slots)
+    sampling = SamplingConfig(max_new_tokens=8)
+    decode = programs.decode.lower(layout, prompts, keys, mask, mask, np.int32(8), config=sampling)
+    for lowered in (prefill, decode):
+        assert lowered.compile().memory_analysis().temp_size_in_bytes < copies / 2
+
+
+@pytest.mark.parametrize(("dtype", "expected"), [("float32", False), ("bfloat16", True)])
+def test_which_weights_are_converted(policy, dtype, expected):
+    cast = jax.tree.map(lambda x: x.astype(dtype), policy.params)
+    assert dataclasses.replace(policy, params=cast)._is_converted == expected

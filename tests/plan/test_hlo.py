@@ -74,6 +74,44 @@ def test_what_must_not_be_in_a_program():
     assert hlo.copied_in_loops(PROGRAM, at_least=256, vocab=16) == 0
 
 
+# A loop that reads an array of 256 bytes in five ways; two of them store it once more.
+READS = """HloModule jit_g
+
+%relayout (p: bf16[8,16]) -> bf16[8,16] {
+  ROOT %c = bf16[8,16]{0,1:T(8,128)(2,1)} copy(%p)
+}
+
+%product (p: bf16[8,16]) -> bf16[8,16] {
+  %inside = bf16[8,16]{0,1:T(8,128)(2,1)} fusion(%p), kind=kLoop, calls=%relayout
+  ROOT %d = bf16[8,16]{1,0:T(8,128)(2,1)} convolution(%inside, %q)
+}
+
+%stored (p: bf16[8,16]) -> bf16[8,16] {
+  ROOT %s = bf16[8,16]{0,1:T(8,128)(2,1)} copy(%p)
+}
+
+%body (t: (s32[])) -> (s32[]) {
+  %read = bf16[8,16]{1,0:T(8,128)(2,1)} fusion(%x), kind=kOutput, calls=%product
+  %again = bf16[8,16]{1,0:T(8,128)(2,1)} fusion(%x), kind=kLoop, calls=%stored
+  %fetch = (bf16[8,16]{1,0:T(8,128)(2,1)S(1)}, bf16[8,16]{1,0:T(8,128)(2,1)}, u32[]{:S(2)}) copy-start(%x)
+  %back = (bf16[8,16]{1,0:T(8,128)(2,1)}, bf16[8,16]{1,0:T(8,128)(2,1)S(1)}, u32[]{:S(2)}) copy-start(%y)
+  %fetched = bf16[8,16]{1,0:T(8,128)(2,1)S(1)} copy(%x)
+  ROOT %next = (s32[]) tuple(%i)
+}
+
+ENTRY %main (p: bf16[8,16]) -> (s32[]) {
+  %p = bf16[8,16]{1,0} parameter(0)
+  ROOT %loop = (s32[]) while(%t), condition=%c, body=%body
+}
+"""
+
+
+def test_what_is_read_is_not_copied():
+    assert hlo.copied_in_loops(READS, at_least=256, vocab=96) == 2 * 256
+    assert hlo.copied_in_loops(READS.replace("S(1)", ""), at_least=256, vocab=96) == 4 * 256
+    assert hlo.copied_in_loops(READS.replace("calls=%stored", "calls=%product"), at_least=256, vocab=96) == 256
+
+
 @pytest.mark.parametrize(("element", "sizes", "expected"), [("bf16", (2, 3), 12), ("pred", (5,), 5), ("f32", (), 4)])
 def test_bytes(element, sizes, expected):
     assert hlo.num_bytes(element, sizes) == expected

@@ -1,5 +1,6 @@
 """Plans on the devices of this machine: what programs must not hold, what fits, what is searched, what is refused."""
 
+import argparse
 import collections
 import dataclasses
 import json
@@ -150,7 +151,8 @@ def test_floors_and_cost_by_hand(answers):
     update = answers["sft"].programs[0]
     floor = estimate.floors[0]
     rows = answers["sft"].load
-    assert floor.compute_s == pytest.approx(work.update * rows.padding / (8 * 989e12))
+    assert floor.flops == pytest.approx(work.update * rows.padding)
+    assert floor.compute_s == pytest.approx(floor.flops / (8 * 989e12))
     assert floor.memory_s == pytest.approx((update.arguments + update.outputs) / 3.35e12)
     assert floor.links_s == pytest.approx(sum(one.sent_bytes for one in update.collectives) / 450e9)
     expected = max(floor.compute_s / 0.5, floor.memory_s / 0.6, floor.links_s / 0.6)
@@ -158,6 +160,15 @@ def test_floors_and_cost_by_hand(answers):
     assert estimate.run_cost == pytest.approx(1000 * expected / 3600 * 8 * 2.0)
     assert estimate.fits and estimate.available_bytes == 84_942_979_072 - 8 * 2**30
     assert work.update == pytest.approx(work.model * 4 / 3), "every forward is made twice"
+
+
+def test_updates_of_a_step_are_all_counted(answers):
+    """Two minibatches: the update runs twice, what comes before it once."""
+    wish = request(dataclasses.replace(GSPO, minibatches=2))
+    once, twice = (command.estimate_of(one, answers["gspo"], Rates()) for one in (request(GSPO), wish))
+    assert [one.runs for one in twice.floors] == [1, 1, 1, 2]
+    assert twice.floors[3].links_s == pytest.approx(2 * once.floors[3].links_s)
+    assert twice.floors[2].links_s == once.floors[2].links_s
 
 
 def test_what_does_not_fit(answers):
@@ -170,16 +181,20 @@ def test_what_does_not_fit(answers):
 # ---- search ----
 
 
-@pytest.mark.parametrize("limit", [0, 7, 8, 100, 2048])
-def test_the_largest_that_fits(limit):
+@pytest.mark.parametrize(
+    ("known", "limit", "expected"),
+    [(8, 8, 8), (8, 15, 8), (8, 100, 96), (8, 2048, 2048), (9, 17, 17), (9, 40, 36), (0, 5, 0)],
+)
+def test_the_largest_that_fits(known, limit, expected):
+    """To 8, from what is known to fit. From 9, of 40: 18 and 36 fit, 72, 36 + 16 and 36 + 8 do not."""
     asked = []
 
     def fits(number):
         asked.append(number)
         return number <= limit
 
-    assert search.largest(fits, 8, 8) == limit // 8 * 8
-    assert len(asked) < 20
+    assert search.largest(fits, known, 8) == expected
+    assert known not in asked and len(asked) < 20
 
 
 def test_search_ranks_what_fits(answers):
@@ -203,6 +218,27 @@ def test_search_ranks_what_fits(answers):
     assert best.config.remat != "layers"
     assert [one.estimate.fits for one in tried] == sorted((one.estimate.fits for one in tried), reverse=True)
     assert tried[-1].request.config.batch_size == 32 and not tried[-1].estimate.fits
+
+
+def test_a_search_that_finds_nothing_says_why():
+    def judge(wish):
+        raise InputError("--devices v5p:3x5x7: no such slice")
+
+    with pytest.raises(InputError, match=r"no mesh of h100:8 can be compiled; .* v5p:3x5x7: no such slice"):
+        search.search(request(SFT), judge, print)
+
+
+@pytest.mark.parametrize(("config", "most"), [(SFT, {"frames": 40, "tokens of text": 3152}), (GSPO, None)])
+def test_limits_are_sought_each_alone(config, most):
+    """Up to 40 frames, 3,200 tokens of text, groups of 9 fit; from the recipe's 2, 40 and 2, by 8, 1,024 and 2."""
+
+    def judge(wish):
+        group = wish.config.sampling.num_samples if isinstance(wish.config, GSPOConfig) else 0
+        fits = wish.sizes.frames <= 40 and wish.sizes.text_tokens <= 3200 and group <= 9
+        return None, argparse.Namespace(fits=fits)
+
+    most = most or {"frames": 40, "tokens of text": 3152, "samples of a prompt": 8}
+    assert search.limits(request(config), judge, lambda said: None) == most
 
 
 def test_meshes():
@@ -263,9 +299,15 @@ def test_a_plan_from_the_command_line(monkeypatch, tmp_path, capsys, answers):
     words = ["plan", "sft_7b", "--devices", "h100:8", "--model", str(tmp_path), "--price", "2"]
     assert cli.main([*words, "--json", str(tmp_path / "plan.json")]) == 0
     text = capsys.readouterr().out
-    assert "fits: peak" in text and "at the given price" in text and "all-gather" in text
+    assert "fits: peak" in text and "at 2 for a device and hour" in text and "all-gather" in text
+    assert "if 40% of the arithmetic and 60% of the bandwidths are reached" in text and "optimizer" in text
     found = json.loads((tmp_path / "plan.json").read_text())
     assert found["fits"] and found["programs"][0]["collectives"][0]["sent_bytes"] > 0
+    assert found["rates"] == {"compute_efficiency": 0.4, "bandwidth_efficiency": 0.6, "price": 2.0}
+    kinds = found["bytes_by_kind"]
+    assert kinds["optimizer"] == pytest.approx(2 * kinds["trained weights"], rel=1e-3)
+    assert kinds["activations, gradients, gathered weights"] == found["programs"][0]["temporary"] > 0
+    assert found["model_flops"] > 0
     huge = answers["sft"]._replace(programs=[answers["sft"].programs[0]._replace(temporary=2**40)])
     monkeypatch.setattr(compiler.Compiler, "__call__", lambda self, wish: huge)
     assert cli.main(words) == 3
