@@ -39,7 +39,8 @@ class Iteration:
     @torch.no_grad()
     def sample(self) -> torch.Tensor:
         """Prompt and completion `[group, tokens]`."""
-        sampling = self.config.sampling
+        sampling, model = self.config.sampling, self.policy.config
+        pictures = [model.image_token_id, model.video_token_id]  # a completion that has them cannot be scored
         self.policy.eval()
         with self.autocast:
             whole = self.policy.generate(
@@ -47,6 +48,7 @@ class Iteration:
                 use_cache=True,
                 do_sample=True,
                 top_k=0,
+                suppress_tokens=pictures,
                 max_new_tokens=sampling.max_new_tokens,
                 num_return_sequences=sampling.num_samples,
             )
