@@ -55,7 +55,7 @@ class Load(NamedTuple):
 
 
 FULL = Load(8192, GIB, 16, (224, 420), 4096, 2, 4096, (4, 32, 128), 64, 2048, 4, 8, 256)
-TINY = Load(128, 2**20, 2, (56, 84), 128, 1, 64, (4, 8), 8, 64, 1, 4, 8)
+TINY = Load(128, 2**20, 2, (56, 84), 128, 1, 64, (4,), 8, 64, 1, 4, 8)
 
 
 def main() -> int:
@@ -95,7 +95,7 @@ def cut_model(
 ) -> tuple[ModelConfig, tiny_tokenizer.TokenIds]:
     """A published model with the small tokenizer's ids, and as many decoder layers as the device has room for."""
     ids = tiny_tokenizer.write_tokenizer(directory)
-    model = tiny.tiny_config(ids) if name == "tiny" else QWEN2_5_VL[name]
+    model = tiny.tiny_config(ids, hidden_size=64, layers=2) if name == "tiny" else QWEN2_5_VL[name]
     special = {key: getattr(ids, key) for key in ("image_token_id", "video_token_id", "vision_start_token_id")}
     model = dataclasses.replace(model, **special)
     one = mesh_lib.make_mesh({}, devices=jax.devices()[:1])
