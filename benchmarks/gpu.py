@@ -60,7 +60,7 @@ def run_parts(script: str, work: pathlib.Path, flags: list[str], **environment: 
 def make_rows(args: argparse.Namespace, ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> list[results.Row]:
     """Against the card's own rates, then against torch."""
     judged = {"judged": not args.quick and ours["platform"] != "cpu"}
-    layers = ours["layers"]
+    layers, model = ours["layers"], "tiny" if args.quick else args.model
     rows = [
         results.compare(f"{name} on {ours['device']}", "-", ours=ours[key] / scale, theirs=None, unit=unit)
         for name, key, scale, unit in (
@@ -70,7 +70,7 @@ def make_rows(args: argparse.Namespace, ours: Mapping[str, Any], theirs: Mapping
     ]
     for key, found in ours["parts"].items():
         part = key.partition(" ")[0]
-        name = f"{key}, {args.model}, {layers[part]} layers"
+        name = f"{key}, {model}, {layers[part]} layers"
         if "error" in found:
             print(f"{name}: {found['error']}")
         elif part == "sft":
@@ -98,7 +98,7 @@ def make_rows(args: argparse.Namespace, ours: Mapping[str, Any], theirs: Mapping
         if "error" in found or "error" in mine:
             print(f"torch, {key}: {found.get('error', 'nothing to compare with')}")
             continue
-        work = f"{key}, {args.model}, {layers[key.partition(' ')[0]]} layers"
+        work = f"{key}, {model}, {layers[key.partition(' ')[0]]} layers"
         rows.append(results.compare(work, "torch", ours=mine["all_s"], theirs=found["all_s"], unit="s"))
     return rows
 
