@@ -55,8 +55,8 @@ class Iteration:
         assert whole.shape == (sampling.num_samples, self.first + sampling.max_new_tokens)
         return whole
 
-    def update(self, whole: torch.Tensor) -> tuple[torch.Tensor, float, float]:
-        """Policy, reference, loss, backward, AdamW; log-probabilities, the loss and the gradient's norm."""
+    def update(self, whole: torch.Tensor) -> tuple[torch.Tensor, float]:
+        """Policy, reference, loss, backward, AdamW; log-probabilities and the gradient's norm."""
         config = self.config
         self.policy.train()
         logp = self.logp_of(self.policy, whole)
@@ -72,7 +72,7 @@ class Iteration:
         loss.backward()
         norm = torch.nn.utils.clip_grad_norm_(self.policy.parameters(), config.optimizer.clip_norm)
         self.optimizer.step()
-        return logp.detach(), float(loss.detach()), float(norm)
+        return logp.detach(), float(norm)
 
     def logp_of(self, model: torch.nn.Module, whole: torch.Tensor) -> torch.Tensor:
         """Log-probabilities of the completions `[group, tokens]`, row by row, from logits of every slot."""
