@@ -145,24 +145,31 @@ def equal(key: str, stored: list[dict[str, hf_weights.Stored]]) -> bool:
 
 
 @contextlib.contextmanager
-def measured(name: str, peaks: list[int]) -> Iterator[None]:
-    """Print seconds and the largest RssAnon of a part, and keep the latter."""
+def watched() -> Iterator[list[int]]:
+    """RssAnon in bytes, looked at twenty times a second until the end of the block."""
     done = threading.Event()
-    found = [0]
+    found = [rss_anon()]
 
     def watch() -> None:
         while not done.wait(0.05):
             found.append(rss_anon())
 
     thread = threading.Thread(target=watch, daemon=True)
-    started_s = time.monotonic()
     thread.start()
     try:
-        yield
+        yield found
     finally:
         found.append(rss_anon())
         done.set()
         thread.join()
+
+
+@contextlib.contextmanager
+def measured(name: str, peaks: list[int]) -> Iterator[None]:
+    """Print seconds and the largest RssAnon of a part, and keep the latter."""
+    started_s = time.monotonic()
+    with watched() as found:
+        yield
     peaks.append(max(found))
     print(f"{name:24}{time.monotonic() - started_s:8.0f} s{max(found) / GIB:8.2f} GiB", flush=True)
 

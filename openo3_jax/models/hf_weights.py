@@ -1,7 +1,12 @@
-"""Safetensors -> sharded weights, and back. Streams tensor by tensor: the host never holds the model."""
+"""Safetensors -> sharded weights, and back. Streams tensor by tensor: the host never holds the model.
+
+Files are mapped into memory, so that a matrix is transposed on its way from the page cache into its device's buffer.
+"""
 
 import json
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent import futures
 from pathlib import Path
 from typing import NamedTuple
 
@@ -24,7 +29,8 @@ SINGLE = "model.safetensors"
 MAX_SHARD_BYTES = 2 * 1024**3
 MAX_NAMED = 20  # problems listed in one message
 ALIGNMENT = 64  # bytes, of a buffer that a CPU device takes over
-STRIP = 64  # rows of a matrix that are transposed at a time
+STRIP = 128  # rows of a matrix that are transposed at a time
+MAX_THREADS = 8  # that copy the layers of a stacked weight side by side
 
 # safetensors' names of the dtypes a checkpoint may hold
 DTYPES: Mapping[str, jnp.dtype] = {
@@ -42,7 +48,9 @@ class Stored(NamedTuple):
     file: Path
     dtype: jnp.dtype
     shape: tuple[int, ...]
-    read: Callable[[tuple[slice, ...]], np.ndarray]  # a slice of the tensor; nothing else is read
+    read: Callable[
+        [tuple[slice, ...]], np.ndarray
+    ]  # a slice of the tensor, in the file's own memory; nothing is copied
 
 
 def read_index(directory: Path) -> list[Stored]:
@@ -72,15 +80,20 @@ def _weight_files(directory: Path) -> list[Path]:
 
 def _read_header(file: Path) -> Iterator[Stored]:
     try:
-        stream = safetensors.safe_open(file, framework="np")
+        safetensors.safe_open(file, framework="np")  # checks the header against the file
     except safetensors.SafetensorError as error:
         raise InputError(f"{file}: not a safetensors file, or cut off ({error}); copy or download it again") from error
-    for key in stream.keys():  # noqa: SIM118 (not a mapping)
-        tensor = stream.get_slice(key)
-        if tensor.get_dtype() not in DTYPES:
-            raise InputError(f"{file}: {key} has dtype {tensor.get_dtype()}; expected one of {', '.join(DTYPES)}")
-        dtype, shape = DTYPES[tensor.get_dtype()], tuple(tensor.get_shape())
-        yield Stored(hf_mapping.hub_key(key), key, file, dtype, shape, tensor.__getitem__)
+    with file.open("rb") as stream:
+        length = int.from_bytes(stream.read(8), "little")
+        header = json.loads(stream.read(length))
+    header.pop("__metadata__", None)
+    data = np.memmap(file, np.uint8, "r")[8 + length :]
+    for key, about in header.items():
+        if about["dtype"] not in DTYPES:
+            raise InputError(f"{file}: {key} has dtype {about['dtype']}; expected one of {', '.join(DTYPES)}")
+        dtype, shape = DTYPES[about["dtype"]], tuple(about["shape"])
+        values = np.asarray(data[slice(*about["data_offsets"])]).view(dtype).reshape(shape)
+        yield Stored(hf_mapping.hub_key(key), key, file, dtype, shape, values.__getitem__)
 
 
 def check(stored: list[Stored], config: ModelConfig, abstract: nnx.State, where: Path) -> dict[str, Stored]:
@@ -130,20 +143,21 @@ def load(
 ) -> tuple[nnx.GraphDef, nnx.State, dict[str, jnp.dtype]]:
     """Weights of an HF directory, cast to `dtype` and placed on the mesh; also the stored dtype of every key.
 
-    Each device receives its own slice of each tensor, a stacked weight layer by layer. On a CPU device the buffer that
-    is filled is the array itself, so beyond the arrays the host holds one tensor; elsewhere one weight's parts.
+    Each device receives its own slice of each tensor, the layers of a stacked weight side by side. On a CPU device the
+    buffer that is filled is the array itself, so beyond the arrays the host holds strips; elsewhere one weight's parts.
     """
     graphdef, abstract = qwen2_5_vl.abstract_params(config, mesh)
     found = check(read_index(directory), config, abstract, directory)
     shardings = mesh_lib.state_shardings(abstract, mesh)
     _check_tied_head(found, config)
     params = abstract
-    for entry in hf_mapping.table(config):
-        place = _variable(shardings, entry.path).get_raw_value()
-        variable = _variable(params, entry.path)
-        tensors = [found[key] for key in hf_mapping.keys(entry, config)]
-        value = _load_entry(entry, tensors, variable.get_raw_value().shape, place, dtype)
-        _set(params, entry.path, variable.replace(value))
+    with futures.ThreadPoolExecutor(min(MAX_THREADS, os.cpu_count() or 1)) as threads:
+        for entry in hf_mapping.table(config):
+            place = _variable(shardings, entry.path).get_raw_value()
+            variable = _variable(params, entry.path)
+            tensors = [found[key] for key in hf_mapping.keys(entry, config)]
+            value = _load_entry(entry, tensors, variable.get_raw_value().shape, place, dtype, threads)
+            _set(params, entry.path, variable.replace(value))
     return graphdef, params, {key: tensor.dtype for key, tensor in found.items()}
 
 
@@ -165,7 +179,12 @@ def _check_tied_head(found: Mapping[str, Stored], config: ModelConfig) -> None:
 
 
 def _load_entry(
-    entry: hf_mapping.Entry, tensors: Sequence[Stored], shape: tuple[int, ...], place: NamedSharding, dtype: jnp.dtype
+    entry: hf_mapping.Entry,
+    tensors: Sequence[Stored],
+    shape: tuple[int, ...],
+    place: NamedSharding,
+    dtype: jnp.dtype,
+    threads: futures.Executor,
 ) -> jax.Array:
     """The tensors of one row of the table, converted, each device's part written straight into its buffer."""
 
@@ -173,11 +192,14 @@ def _load_entry(
         part = _aligned_empty(
             tuple(len(range(*at.indices(size))) for at, size in zip(index, shape, strict=True)), dtype
         )
-        if not entry.is_stacked:
-            _copy(hf_mapping.from_hf(entry, tensors[0].read(hf_mapping.hf_index(entry, index))), part)
-            return part
-        for tensor, layer in zip(tensors[index[0]], part, strict=True):
-            _copy(hf_mapping.from_hf(entry, tensor.read(hf_mapping.hf_index(entry, index[1:]))), layer)
+        wanted, layers, inner = (tensors[index[0]], part, index[1:]) if entry.is_stacked else (tensors, [part], index)
+        at = hf_mapping.hf_index(entry, inner)
+
+        def copy(tensor: Stored, layer: np.ndarray) -> None:
+            _copy(hf_mapping.from_hf(entry, tensor.read(at)), layer)
+
+        for _ in threads.map(copy, wanted, layers):  # raises what a thread raised
+            pass
         return part
 
     return jax.make_array_from_callback(shape, place, read)

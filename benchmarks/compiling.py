@@ -1,0 +1,19 @@
+"""Seconds that jax has spent compiling in this process, so that they can be told apart from the work."""
+
+from jax import monitoring
+
+_found: list[float] = []
+
+
+def watch() -> None:
+    """Count from now on."""
+    monitoring.register_event_duration_secs_listener(_note)
+
+
+def _note(event: str, seconds: float, **_: object) -> None:
+    if event == "/jax/core/compile/backend_compile_duration":
+        _found.append(seconds)
+
+
+def seconds() -> float:
+    return sum(_found)
