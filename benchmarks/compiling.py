@@ -1,5 +1,7 @@
 """Seconds that jax has spent compiling in this process, so that they can be told apart from the work."""
 
+import time
+
 from jax import monitoring
 
 _found: list[float] = []
@@ -17,3 +19,8 @@ def _note(event: str, seconds: float, **_: object) -> None:
 
 def seconds() -> float:
     return sum(_found)
+
+
+def clock_s() -> float:
+    """A clock that stands still while jax compiles."""
+    return time.perf_counter() - seconds()

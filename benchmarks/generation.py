@@ -100,11 +100,10 @@ def prepare_ours(work: pathlib.Path, size: random_model.Size, number: int) -> tu
     np.savez(work / "ours.npz", tokens=np.array([group[0] for group in out.tokens]))
 
     def do_round() -> dict[str, float]:
-        started_s, before_s = time.perf_counter(), compiling.seconds()
+        started_s = compiling.clock_s()
         out = policy.continue_samples(prompts, sampled, seeds, ban_special=False)
         assert all(len(tokens) == size.new_tokens for group in out.tokens for tokens in group)
-        compiled_s = compiling.seconds() - before_s
-        return {"all_s": time.perf_counter() - started_s - compiled_s, "compile_s": compiling.seconds()}
+        return {"all_s": compiling.clock_s() - started_s, "compile_s": compiling.seconds()}
 
     return {}, do_round
 

@@ -13,6 +13,8 @@ import transformers
 from openo3_jax.data import tokens
 from openo3_jax.types import Sample
 
+GROWN = (("attention_mask", 1), ("mm_token_type_ids", 0))  # and what completion tokens have in them
+
 
 def load(directory: pathlib.Path, *, dtype: str = "float32") -> transformers.PreTrainedModel:
     """Scaled-dot-product attention, evaluation mode; no token ends an answer."""
@@ -44,3 +46,14 @@ def inputs(samples: Sequence[Sample], processor: tokens.Processor) -> dict[str, 
         "pixel_values": torch.tensor((pixels / 255 - mean) / std),
         "image_grid_thw": torch.tensor(grids),
     }
+
+
+def repeated(prompt: dict[str, torch.Tensor], whole: torch.Tensor) -> dict[str, torch.Tensor]:
+    """The inputs of one prompt for rows of it with a completion each `[group, tokens]`: its pictures once for each."""
+    group, length = whole.shape
+    new = length - prompt["input_ids"].shape[1]
+    grown = {
+        name: torch.nn.functional.pad(prompt[name], (0, new), value=value).expand(group, -1) for name, value in GROWN
+    }
+    pictures = {name: prompt[name].repeat(group, 1) for name in ("pixel_values", "image_grid_thw")}
+    return {"input_ids": whole, **grown, **pictures}

@@ -67,7 +67,11 @@ def make_config(size: Size, ids: tiny_tokenizer.TokenIds) -> ModelConfig:
 def make_policy(directory: pathlib.Path, size: Size) -> Policy:
     """Random weights; no token ends an answer, so that both sides write the same number of them."""
     ids = tiny_tokenizer.write_tokenizer(directory)
-    config = make_config(size, ids)
+    return policy_of(directory, make_config(size, ids), ids)
+
+
+def policy_of(directory: pathlib.Path, config: ModelConfig, ids: tiny_tokenizer.TokenIds) -> Policy:
+    """Random float32 weights of this model on the first device, with the tokenizer in `directory`."""
     ends = {"eos_token_id": ids.eos_token_id, "bos_token_id": None}
     (directory / "config.json").write_text(json.dumps(config.to_hf() | ends))
     mesh = mesh_lib.make_mesh({}, devices=jax.devices()[:1])
@@ -78,14 +82,16 @@ def make_policy(directory: pathlib.Path, size: Size) -> Policy:
     return Policy(graphdef, params, mesh, processor, directory, dtypes, video=None, video_mode="frames")
 
 
-def make_prompt(processor: tokens.Processor, size: Size, seed: int = 0) -> Sample:
-    """Frames, then text up to the wanted number of tokens."""
+def make_prompt(processor: tokens.Processor, size: Size, seed: int = 0, answer: str = "") -> Sample:
+    """Frames, then text up to the wanted number of tokens; with an answer, it is the assistant's."""
     draw = np.random.default_rng(seed)
     pictures = [Picture(draw.integers(0, 256, (1, *size.frame_hw, 3), dtype=np.uint8)) for _ in range(size.frames)]
     items: list[dict[str, Any]] = [{"type": "picture", "picture": picture} for picture in pictures]
+    reply = [{"role": "assistant", "content": answer}] if answer else []
     words = ""
     while True:
-        sample = processor.encode([{"role": "user", "content": [*items, {"type": "text", "text": words + "?"}]}])
+        said = {"role": "user", "content": [*items, {"type": "text", "text": words + "?"}]}
+        sample = processor.encode([said, *reply])
         if len(sample.tokens) >= size.prompt:
             return sample
         words += "why " * max(1, (size.prompt - len(sample.tokens)) // 8)
