@@ -85,7 +85,7 @@ def _search(request: Request, judge: search.Judge, say: Callable[[str], None]) -
     ]
     text = f"{report.render_ranking(rows)}\n\n{text}"
     if best.estimate.fits:
-        found["largest"] = search.limits(best.request, judge, say)
+        found["largest"] = search.limits(best, judge, say)
         largest = ", ".join(f"{number} {name}" for name, number in found["largest"].items())
         text += f"\nthe most that fits, each alone: {largest}"
     return text, found, estimate

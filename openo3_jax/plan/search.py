@@ -81,18 +81,19 @@ def meshes(number: int, model: ModelConfig) -> Iterator[dict[str, int]]:
                 yield {"data": rest // fsdp, "fsdp": fsdp, "tensor": tensor}
 
 
-def limits(request: Request, judge: Judge, say: Callable[[str], None]) -> dict[str, int]:
+def limits(best: Tried, judge: Judge, say: Callable[[str], None]) -> dict[str, int]:
     """The most frames, the longest prompt in tokens of text, and in stage two the largest group, each alone.
 
-    `request` must fit as it is.
+    `best` must fit as it is.
     """
+    request = best.request
     sizes = request.sizes
 
-    def fits(wish: Request) -> bool:
+    def room(wish: Request) -> int | None:
         try:
-            return judge(wish)[1].fits
+            return room_of(*judge(wish))
         except InputError:
-            return False
+            return None
 
     def with_frames(number: int) -> Request:
         return request._replace(sizes=dataclasses.replace(sizes, frames=number))
@@ -107,22 +108,52 @@ def limits(request: Request, judge: Judge, say: Callable[[str], None]) -> dict[s
     wishes = {"frames": (with_frames, sizes.frames, 8), "tokens of text": (with_text, sizes.text_tokens, 1024)}
     if isinstance(request.config, GSPOConfig):
         wishes["samples of a prompt"] = (with_group, request.config.sampling.num_samples, 2)
+    left = room_of(best.answer, best.estimate)
     found = {}
     for name, (make, known, step) in wishes.items():
         say(f"the most {name}")
-        found[name] = largest(lambda number, make=make: fits(make(number)), known, step)
+        found[name] = largest(lambda number, make=make: room(make(number)), known, left, step)
     return found
 
 
-def largest(fits: Callable[[int], bool], known: int, step: int) -> int:
+def room_of(answer: Answer, estimate: Estimate) -> int | None:
+    """Bytes of a device that are left, below zero where they do not suffice; None where a compiler only says no."""
+    if any(program.refused for program in answer.programs):
+        return None
+    return estimate.available_bytes - estimate.peak_bytes
+
+
+def largest(ask: Callable[[int], int | None], known: int, room: int | None, step: int) -> int:
     """The largest number, to `step`, that fits, where `known` and everything below one that fits does.
 
-    Example: fits up to 100, known 16, step 8 -> 96, after six questions.
+    `ask`: the room that a number leaves. It shrinks nearly in proportion, so each question is where a line through the
+    last two answers meets zero; in the middle of what is open where that has not halved it, or there is no line.
+
+    Example: room of 100 - number, known 16, step 8 -> 96, after three questions: 32, 96, 104.
     """
-    good, bad = known, max(2 * known, known + step)
-    while bad <= MOST and fits(bad):
-        good, bad = bad, 2 * bad
+    good, bad = known, MOST
+    points = [(known, room)]
+    guess = known + step * max(1, known // step)
     while bad - good > step:
-        middle = good + max(step, (bad - good) // 2 // step * step)
-        good, bad = (middle, bad) if fits(middle) else (good, middle)
+        width = bad - good
+        points.append((guess, ask(guess)))
+        good, bad = (guess, bad) if _fits(points[-1]) else (good, guess)
+        meets = _zero(*points[-2:])
+        if bad == MOST:
+            aim = min(meets or 2 * good, 8 * good)
+        else:
+            aim = meets if meets and 2 * (bad - good) <= width else (good + bad) // 2
+        most = (bad - 1 - good) // step  # whole steps that stay below what does not fit
+        guess = good + step * min(max(1, (aim - good) // step), max(1, most))
     return good
+
+
+def _fits(point: tuple[int, int | None]) -> bool:
+    return point[1] is not None and point[1] >= 0
+
+
+def _zero(one: tuple[int, int | None], other: tuple[int, int | None]) -> int | None:
+    """Where the line through two points meets zero; None where it does not fall."""
+    if one[1] is None or other[1] is None or (other[1] - one[1]) * (other[0] - one[0]) >= 0:
+        return None
+    return int(other[0] - other[1] * (other[0] - one[0]) / (other[1] - one[1]))

@@ -1,6 +1,5 @@
 """Plans on the devices of this machine: what programs must not hold, what fits, what is searched, what is refused."""
 
-import argparse
 import collections
 import dataclasses
 import json
@@ -181,20 +180,34 @@ def test_what_does_not_fit(answers):
 # ---- search ----
 
 
-@pytest.mark.parametrize(
-    ("known", "limit", "expected"),
-    [(8, 8, 8), (8, 15, 8), (8, 100, 96), (8, 2048, 2048), (9, 17, 17), (9, 40, 36), (0, 5, 0)],
-)
-def test_the_largest_that_fits(known, limit, expected):
-    """To 8, from what is known to fit. From 9, of 40: 18 and 36 fit, 72, 36 + 16 and 36 + 8 do not."""
+LARGEST = [(8, 8, 8), (8, 15, 8), (16, 100, 96), (8, 2048, 2048), (9, 17, 17), (9, 40, 33), (0, 5, 0), (0, 20, 16)]
+ROOMS = {  # of a number up to a limit: in proportion, in stairs, as its square, and a compiler that only says no
+    "line": lambda number, limit: 1000 * (limit - number),
+    "stairs": lambda number, limit: 1000 * (limit // 8 - (number + 7) // 8) if number != limit else 0,
+    "square": lambda number, limit: limit**2 - number**2,
+    "none": lambda number, limit: 1 if number <= limit else None,
+}
+
+
+@pytest.mark.parametrize(("known", "limit", "expected"), LARGEST)
+@pytest.mark.parametrize("room", ROOMS.values(), ids=ROOMS)
+def test_the_largest_that_fits(room, known, limit, expected):
+    """To 8, counted from what is known to fit: from 9 these are 17, 25, 33, 41."""
     asked = []
 
-    def fits(number):
+    def ask(number):
         asked.append(number)
-        return number <= limit
+        return room(number, limit)
 
-    assert search.largest(fits, known, 8) == expected
-    assert known not in asked and len(asked) < 20
+    if room(known, limit) is not None and room(known, limit) >= 0:
+        assert search.largest(ask, known, room(known, limit), 8) == expected
+        assert len(set(asked)) == len(asked) <= 20 and known not in asked
+
+
+def test_a_line_needs_three_questions():
+    asked = []
+    assert search.largest(lambda number: asked.append(number) or 100 - number, 16, 84, 8) == 96
+    assert asked == [32, 96, 104]
 
 
 def test_search_ranks_what_fits(answers):
@@ -228,17 +241,22 @@ def test_a_search_that_finds_nothing_says_why():
         search.search(request(SFT), judge, print)
 
 
-@pytest.mark.parametrize(("config", "most"), [(SFT, {"frames": 40, "tokens of text": 3152}), (GSPO, None)])
-def test_limits_are_sought_each_alone(config, most):
-    """Up to 40 frames, 3,200 tokens of text, groups of 9 fit; from the recipe's 2, 40 and 2, by 8, 1,024 and 2."""
+@pytest.mark.parametrize("config", [SFT, GSPO])
+def test_limits_are_sought_each_alone(config, answers):
+    """Up to 40 frames, 3,200 tokens of text and groups of 9 fit, from 2, 40 and 2, by 8, 1,024 and 2."""
 
     def judge(wish):
         group = wish.config.sampling.num_samples if isinstance(wish.config, GSPOConfig) else 0
-        fits = wish.sizes.frames <= 40 and wish.sizes.text_tokens <= 3200 and group <= 9
-        return None, argparse.Namespace(fits=fits)
+        shares = wish.sizes.frames / 40, wish.sizes.text_tokens / 3200, group / 9
+        answer = answers["sft"]
+        estimate = command.estimate_of(request(SFT), answer, Rates())
+        return answer, estimate._replace(peak_bytes=int(2**30 * max(shares)), available_bytes=2**30)
 
-    most = most or {"frames": 40, "tokens of text": 3152, "samples of a prompt": 8}
-    assert search.limits(request(config), judge, lambda said: None) == most
+    most = {"frames": 34, "tokens of text": 3112}
+    if config is GSPO:
+        most["samples of a prompt"] = 8
+    best = search.Tried("", request(config), *judge(request(config)))
+    assert search.limits(best, judge, lambda said: None) == most
 
 
 def test_meshes():
