@@ -5,9 +5,9 @@
 
 The widths of Qwen2.5-VL-3B, four layers of each tower (one over whole frames), a vocabulary of 16,384; 16 frames of
 224 x 420 px in a row of 2,560 slots of which the last 256 are targets; float32 on the CPU. torch: sdpa, no dropout,
-fused AdamW, logits of all slots, as its Trainer has them; `--head targets` gives it those of the targets alone. Each side
-is a process of its own, one after the other (both do not fit 24 GiB), `--rounds` times; a process does a step that is
-not counted (ours compiles in it), then `--steps` that are. Losses and gradient norms of all steps must agree.
+fused AdamW, logits of all slots, as its Trainer has them; `--head targets` gives it those of the targets alone.
+Each side is a process of its own, one after the other (both do not fit 24 GiB), `--rounds` times; a process does a step
+that is not counted (ours compiles in it), then `--steps` that are. Losses and gradient norms of all steps must agree.
 
 Memory: the highest resident set of the process during the counted steps, less that before the model was read (the
 interpreter with its libraries), less weights and both moments of AdamW. So gradients and activations are what counts.
@@ -70,9 +70,7 @@ def run(work: pathlib.Path, name: str, args: argparse.Namespace) -> dict[str, fl
         }
 
 
-def compare(
-    found: Mapping[str, list[dict[str, float]]], gap: float, args: argparse.Namespace
-) -> list[results.Row]:
+def compare(found: Mapping[str, list[dict[str, float]]], gap: float, args: argparse.Namespace) -> list[results.Row]:
     ours, theirs = ({key: min(one[key] for one in runs) for key in runs[0]} for runs in found.values())
     vocab = "" if args.quick else f", vocabulary {args.vocab:,}"
     head = "logits of all slots" if args.head == "all" else "logits of the targets alone"
