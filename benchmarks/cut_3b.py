@@ -9,8 +9,9 @@ import numpy as np
 
 from openo3_jax import tiny
 from openo3_jax.config import QWEN2_5_VL, ModelConfig
-from openo3_jax.data import tiny_tokenizer, tokens
-from openo3_jax.types import Picture, Sample
+from openo3_jax.data import packing, tiny_tokenizer, tokens
+from openo3_jax.policy import Policy
+from openo3_jax.types import Batch, Picture, Sample
 
 
 class Cut(NamedTuple):
@@ -56,6 +57,12 @@ def _config(cut: Cut, ids: tiny_tokenizer.TokenIds) -> ModelConfig:
         video_token_id=ids.video_token_id,
         vision_start_token_id=ids.vision_start_token_id,
     )
+
+
+def make_batch(policy: Policy, samples: Sequence[Sample]) -> Batch:
+    """A row for each, in the shape that the pipeline of training would choose: to the next 128 slots and 64 patches."""
+    bucket = packing.bucket_for([[sample] for sample in samples], policy.config.vision, fine=True)
+    return policy.batch(samples, bucket)
 
 
 def make_sample(

@@ -117,7 +117,7 @@ def prepare_ours(work: pathlib.Path, *, quick: bool) -> tuple[dict, Callable]:
     compiling.watch()
     policy = policy_lib.load_pretrained(work / "model", mesh={"fsdp": 1})
     alone, conversations = make_samples(work / "model", quick=quick)
-    tower_batch, batch = policy.batch([alone]), policy.batch(conversations)
+    tower_batch, batch = cut_3b.make_batch(policy, [alone]), policy.batch(conversations)
     last_slots = np.array([len(sample.tokens) - 1 for sample in conversations], np.int32)
     visual = jax.jit(lambda params, batch: nnx.merge(policy.graphdef, params).visual(batch.vision))
     prefill = jax.jit(generate.prefill, static_argnums=0)

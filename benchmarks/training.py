@@ -1,6 +1,6 @@
 """A step of stage one (forward, backward, AdamW) against transformers and torch: time, and memory above the state.
 
-    python benchmarks/training.py [--quick] [--json FILE] [--rounds 2] [--steps 2] [--vocab 16384] [--remat attention]
+    python benchmarks/training.py [--quick] [--json FILE] [--rounds 2] [--steps 2] [--vocab 16384] [--remat dots]
                                   [--head all]
 
 The widths of Qwen2.5-VL-3B, four layers of each tower (one over whole frames), a vocabulary of 16,384; 16 frames of
@@ -39,7 +39,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--steps", type=int, default=2)
     parser.add_argument("--vocab", type=int, default=cut_3b.Cut().vocab)
-    parser.add_argument("--remat", choices=["none", "layers", "attention", "dots"], default="attention")
+    parser.add_argument("--remat", choices=["none", "layers", "attention", "dots"], default="dots")
     parser.add_argument("--head", choices=["all", "targets"], default="all", help="slots that torch makes logits of")
     args = parser.parse_args()
     if args.side:
@@ -148,7 +148,7 @@ def prepare_ours(args: argparse.Namespace) -> tuple[dict, Callable]:
     optimizer = OptimizerConfig(learning_rate=LEARNING_RATE, schedule="constant")
     config = SFTConfig(steps=100, compute_dtype="float32", remat=args.remat, optimizer=optimizer)
     _, sample = make_sample(args.work / "model", quick=args.quick)
-    batch, state = policy.batch([sample]), state_lib.make_state(policy, config)
+    batch, state = cut_3b.make_batch(policy, [sample]), state_lib.make_state(policy, config)
     weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
     policy = policy.without_weights()
     update = steps.make_sft_step(config)
