@@ -43,7 +43,8 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as directory:
         work = pathlib.Path(directory)
         cut_3b.write(work / "model", cut_3b.QUICK if args.quick else cut_3b.Cut())
-        with sides.Side(__file__, "ours", work, flags) as ours, sides.Side(__file__, "theirs", work, flags) as theirs:
+        ours = sides.Side(__file__, "ours", work, flags, XLA_FLAGS=cut_3b.XLA_FLAGS)
+        with ours, sides.Side(__file__, "theirs", work, flags) as theirs:
             gap = sides.largest_gap(work, "ours", "theirs")
             found = sides.in_turn({"ours": ours, "theirs": theirs}, 1 if args.quick else args.rounds)
             compile_s = ours.ready["compile_s"]
@@ -58,7 +59,7 @@ def main() -> int:
         middle = {side: float(np.median([one[name] for one in rounds])) for side, rounds in found.items()}
         core = {side: min(one[f"{name}, core"] for one in rounds) for side, rounds in found.items()}
         note = f"outputs within {gap:.0e}; medians {middle['ours']:.3g} and {middle['theirs']:.3g} s"
-        note += f"; seconds of a core {core['ours']:.3g} and {core['theirs']:.3g}"
+        note += f"; seconds of a core {core['ours']:.3g} and {core['theirs']:.3g}; XLA_FLAGS={cut_3b.XLA_FLAGS}"
         row = results.compare(
             work,
             "transformers + torch",

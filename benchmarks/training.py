@@ -60,7 +60,8 @@ def main() -> int:
 def run(work: pathlib.Path, name: str, args: argparse.Namespace) -> dict[str, float]:
     """The fastest of the counted steps of one process, and its memory."""
     flags = ["--vocab", str(args.vocab), "--remat", args.remat, "--head", args.head]
-    with sides.Side(__file__, name, work, [*flags, *(["--quick"] if args.quick else [])]) as side:
+    flags += ["--quick"] if args.quick else []
+    with sides.Side(__file__, name, work, flags, XLA_FLAGS=cut_3b.XLA_FLAGS) as side:
         steps = [side.round() for _ in range(args.steps)]
         return {
             "wall_s": min(step["wall_s"] for step in steps),
@@ -76,7 +77,7 @@ def compare(found: Mapping[str, list[dict[str, float]]], gap: float, args: argpa
     head = "logits of all slots" if args.head == "all" else "logits of the targets alone"
     against, judged = f"transformers + torch, {head}", not args.quick
     work = "SFT step, 3B widths, 4 + 4 layers" + vocab
-    same = f"loss and gradient norm differ by {gap:.0e}; remat={args.remat}"
+    same = f"loss and gradient norm differ by {gap:.0e}; remat={args.remat}, XLA_FLAGS={cut_3b.XLA_FLAGS}"
     times = {"ours": ours["wall_s"], "theirs": theirs["wall_s"]}
     cores = {"ours": ours["core_s"], "theirs": theirs["core_s"]}
     memory = {"ours": ours["memory_gib"], "theirs": theirs["memory_gib"]}
