@@ -13,7 +13,6 @@ from openo3_jax.data import packing, tiny_tokenizer, tokens
 from openo3_jax.policy import Policy
 from openo3_jax.types import Batch, Picture, Sample
 
-
 # Products of matrices this wide take 1.2 times as long by YNNPACK, the default of jax on a CPU, as by XLA's own kernels
 # (docs/log.md); for small models it is the other way round, so this is no setting of the package.
 XLA_FLAGS = "--xla_cpu_experimental_ynn_fusion_type=LIBRARY_FUSION_TYPE_REDUCE"
