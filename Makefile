@@ -25,9 +25,7 @@ check: $(VENV)/.installed-test
 	$(PYTEST) $(ARGS)
 
 bench: $(VENV)/.installed-test
-	$(BIN)/python benchmarks/rewards.py
-	$(BIN)/python benchmarks/data.py $(ARGS)
-	$(BIN)/python benchmarks/attention.py --quick
+	$(BIN)/python benchmarks/run.py $(ARGS)
 
 soak: $(VENV)/.installed-test
 	FUZZ_BATCHES=16000 $(BIN)/python -m pytest tests/rewards/test_fuzz.py --timeout=3600 $(ARGS)

@@ -1,6 +1,6 @@
 """Attention on this CPU, forward and backward, in blocks, with all scores and by torch; and compiled for H100 and TPU.
 
-    python benchmarks/attention.py [--quick] [--aot]
+    python benchmarks/attention.py [--quick] [--json FILE] [--aot]
 
 `--aot` compiles the kernels for chips that need not be here and prints their memory; each compiler that is installed
 is used (pip install "openo3-jax[plan-tpu]", "[plan-gpu]"), in a process of its own. Nothing runs on those chips.
@@ -8,7 +8,6 @@ is used (pip install "openo3-jax[plan-tpu]", "[plan-gpu]"), in a process of its 
 Exits with 3 where values or gradients differ by more than float32 explains, or a compilation that was asked for fails.
 """
 
-import argparse
 import subprocess
 import sys
 import time
@@ -19,6 +18,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+import results
 import torch
 
 from openo3_jax import mesh as mesh_lib
@@ -28,6 +28,7 @@ from openo3_jax.plan import devices as devices_lib
 
 HEADS, KV_HEADS, HEAD_DIM = 4, 2, 32  # of the model that runs here
 HEADS_7B, KV_HEADS_7B, HEAD_DIM_7B = 28, 4, 128
+TORCH = "torch's fused kernel"
 TOLERANCE = 1e-5  # of the largest value
 GIB = 2**30
 
@@ -56,14 +57,14 @@ TARGETS = ("h100:8", "v5p:2x2x2")
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--quick", action="store_true", help="small sizes, two rounds")
+    parser = results.make_parser(__doc__)
     parser.add_argument("--aot", action="store_true", help="compile for accelerators too")
-    parser.add_argument("--compile", choices=TARGETS, help=argparse.SUPPRESS)  # what a child process is told
+    parser.add_argument("--compile", choices=TARGETS, help="for these chips alone")  # what a child process is told
     args = parser.parse_args()
     if args.compile:
         return compile_cases(args.compile, quick=args.quick)
-    ok = run_here(*((2, 512, 2) if args.quick else (6, 2048, 5)))
+    rows, ok = run_here(*((2, 512, 2) if args.quick else (6, 2048, 5)))
+    results.finish(rows, args)
     if args.aot:
         ok &= all([compile_in_child(target, quick=args.quick) for target in TARGETS])
     return 0 if ok else 3
@@ -84,18 +85,19 @@ def make_slots(rows: int, seq: int) -> dict[str, attention.Slots]:
     }
 
 
-def run_here(rows: int, seq: int, rounds: int) -> bool:
+def run_here(rows: int, seq: int, rounds: int) -> tuple[list[results.Row], bool]:
+    """Blocks beside torch's kernel, which knows one sample to a row, and whether all values agree."""
     draw = np.random.default_rng(0)
     sizes = [(rows, seq, heads, HEAD_DIM) for heads in (HEADS, KV_HEADS, KV_HEADS, HEADS)]
     q, k, v, pull = (draw.normal(size=size).astype(np.float32) for size in sizes)
     print(f"{rows} rows of {seq} slots, {HEADS} heads of {HEAD_DIM}, {KV_HEADS} for keys, float32, ms")
     print(f"{'':48}{'forward':>8}{'with backward':>16}{'difference':>12}")
-    ok = True
+    ok, found = True, []
     for name, slots in make_slots(rows, seq).items():
         contenders = {"scores in full": "xla", "blocks": "blockwise"}
         runs = {label: jax_runs(backend, slots, (q, k, v), pull) for label, backend in contenders.items()}
         if name == "one sample":
-            runs["torch, its fused kernel"] = torch_runs(q, k, v, pull)
+            runs[TORCH] = torch_runs(q, k, v, pull)
         expected = runs["scores in full"][1]()
         times = fastest(runs, rounds)
         for label, run in runs.items():
@@ -108,7 +110,11 @@ def run_here(rows: int, seq: int, rounds: int) -> bool:
             print(
                 f"{name if label == 'scores in full' else '':24}{label:24}{forward:8.0f}{both:16.0f}{difference:12.1e}"
             )
-    return ok
+        if name == "one sample":
+            for part, ours, theirs in zip(("forward", "with backward"), times["blocks"], times[TORCH], strict=True):
+                work = f"attention in blocks, {rows} rows of {seq:,}, {part}"
+                found.append(results.compare(work, TORCH, ours=ours, theirs=theirs, unit="ms"))
+    return found, ok
 
 
 def jax_runs(backend: attention.Backend, slots: attention.Slots, qkv: Any, pull: Any) -> tuple[Callable, Callable]:

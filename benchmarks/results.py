@@ -50,6 +50,7 @@ def compare(
 
     Without `theirs` the bound is one of `ours` itself, in its unit.
     """
+    ours, theirs = float(ours), None if theirs is None else float(theirs)  # JSON knows no numbers of numpy
     ratio = None if theirs is None else ours / theirs
     value = ours if ratio is None else ratio
     bound = "".join(f"at {word} {at:g}" for word, at in (("most", most), ("least", least)) if at is not None)

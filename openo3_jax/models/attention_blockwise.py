@@ -60,12 +60,21 @@ def _split(x, block: int):
 
 
 def _block_scores(q, k, where, i, j, causal: bool):
-    """Scores of query block i against key block j, float32 `[rows, h, g, block, block]`, masked."""
-    query, key, query_at, key_at = where
+    """Scores of query block i against key block j, float32 `[rows, h, g, q, k]`, masked."""
     scores = einsum("rhgqd,rhkd->rhgqk", q[i], k[j]) / math.sqrt(q.shape[-1])
+    return jnp.where(_allowed(where, i, j, causal)[:, None, None], scores, masks.MASKED)
+
+
+def _turned_scores(q, k, where, i, j, causal: bool):
+    """The same as `[rows, h, k, g, q]`."""
+    scores = einsum("rhkd,rhgqd->rhkgq", k[j], q[i]) / math.sqrt(q.shape[-1])
+    return jnp.where(_allowed(where, i, j, causal).swapaxes(1, 2)[:, None, :, None], scores, masks.MASKED)
+
+
+def _allowed(where, i, j, causal: bool):
+    query, key, query_at, key_at = where
     here, there = jax.tree.map(lambda x: x[i], query), jax.tree.map(lambda x: x[j], key)
-    allowed = masks.visible(here, there, query_at[i], key_at[j], causal=causal)
-    return jnp.where(allowed[:, None, None], scores, masks.MASKED)
+    return masks.visible(here, there, query_at[i], key_at[j], causal=causal)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(5,))
@@ -99,23 +108,28 @@ def _flash_fwd(q, k, v, where, todo, causal: bool):
 
 
 def _flash_bwd(causal: bool, saved, d_out):
+    """Works on transposed scores, `[k, g q]`: then no product contracts the first dimension of a large array, which a
+    CPU would have to turn round first. Gradients of queries are collected transposed, and turned once for each block.
+    """
     q, k, v, where, (order, number), out, log_total = saved
     delta = jnp.sum(d_out.astype(jnp.float32) * out.astype(jnp.float32), axis=-1)
+    turned_k = k.swapaxes(-1, -2)
 
     def query_block(carry, i):
         def key_block(t, carry):
             d_q, d_k, d_v = carry
             j = order[i, t]
-            weights = jnp.exp(_block_scores(q, k, where, i, j, causal) - log_total[i][..., None])
-            d_weights = einsum("rhgqd,rhkd->rhgqk", d_out[i], v[j])
-            d_scores = (weights * (d_weights - delta[i][..., None]) / math.sqrt(q.shape[-1])).astype(q.dtype)
-            d_v = d_v.at[j].add(einsum("rhgqk,rhgqd->rhkd", weights.astype(q.dtype), d_out[i]))
-            d_k = d_k.at[j].add(einsum("rhgqk,rhgqd->rhkd", d_scores, q[i]))
-            return d_q + einsum("rhgqk,rhkd->rhgqd", d_scores, k[j]), d_k, d_v
+            weights = jnp.exp(_turned_scores(q, k, where, i, j, causal) - log_total[i][:, :, None])
+            d_weights = einsum("rhkd,rhgqd->rhkgq", v[j], d_out[i])
+            d_scores = (weights * (d_weights - delta[i][:, :, None]) / math.sqrt(q.shape[-1])).astype(q.dtype)
+            d_v = d_v.at[j].add(einsum("rhkgq,rhgqd->rhkd", weights.astype(q.dtype), d_out[i]))
+            d_k = d_k.at[j].add(einsum("rhkgq,rhgqd->rhkd", d_scores, q[i]))
+            return d_q + einsum("rhdk,rhkgq->rhdgq", turned_k[j], d_scores), d_k, d_v
 
-        start = jnp.zeros(q.shape[1:], jnp.float32), *carry
+        rows, heads, group, queries, head_dim = q.shape[1:]
+        start = jnp.zeros((rows, heads, head_dim, group, queries), jnp.float32), *carry
         d_q, *carry = jax.lax.fori_loop(0, number[i], key_block, start)
-        return tuple(carry), d_q.astype(q.dtype)
+        return tuple(carry), jnp.moveaxis(d_q, 2, -1).astype(q.dtype)
 
     zeros = jnp.zeros(k.shape, jnp.float32)
     (d_k, d_v), d_q = jax.lax.scan(query_block, (zeros, zeros), jnp.arange(q.shape[0]))

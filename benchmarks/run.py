@@ -1,0 +1,124 @@
+"""Every benchmark in turn, each in a process of its own, and their table.
+
+    python benchmarks/run.py [--quick] [--only NAME] [--out benchmarks/RESULTS.md]
+
+What `make bench` runs. Without `--quick` the table is written, with the machine, the versions, the date and the command
+of each row. With it, tiny sizes show that all of them work, and nothing is written but to an `--out` that was given.
+Exits with 3 where a row does not hold, 1 where a benchmark ended otherwise.
+"""
+
+import argparse
+import datetime
+import importlib.metadata
+import os
+import pathlib
+import platform
+import subprocess
+import sys
+import tempfile
+import time
+
+import results
+
+HERE = pathlib.Path(__file__).resolve().parent
+RESULTS = HERE / "RESULTS.md"
+SCRIPTS = (
+    "startup",
+    "rewards",
+    "data",
+    "attention",
+    "forward",
+    "training",
+    "generation",
+    "gspo_released",
+    "gspo",
+    "loading",
+)
+PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "numpy")
+
+# Published by others, on other hardware: where the field is, not what these figures are to be divided by.
+PUBLISHED = (
+    (
+        "Qwen2.5-VL-7B, GRPO on Geo3k, 8 x H100, 512 prompts x 5",
+        "120 to 145 s a step, 16 to 23 % MFU",
+        "EasyR1, assets/baselines.md",
+    ),
+    ("Llama 3.1 8B, 256 x TPU v6e, 8,192 tokens", "45.5 % MFU", "MaxText, docs/reference/models/tiering.md"),
+    ("Llama 3.1 8B, 8 x H100, 8,192 tokens", "33 to 39 % MFU", "torchtitan, benchmarks/llama3_h100_202412"),
+    ("Qwen2.5-VL-7B, sampling, 140 requests", "2,628 tokens/s", "tpu-inference, pull request 1663"),
+    ("Qwen3-VL-4B, sampling in JAX, A100", "12.7 tokens/s (transformers: 16.8)", "vlm-gym, README"),
+)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that all of them work")
+    parser.add_argument("--only", choices=SCRIPTS, action="append", help="these alone; rows of others are not kept")
+    parser.add_argument("--out", type=pathlib.Path, help="where the table goes (RESULTS.md beside this file)")
+    args = parser.parse_args()
+    out = args.out or (None if args.quick else RESULTS)
+    rows: list[results.Row] = []
+    commands: list[list[str]] = []
+    failed = []
+    for name in args.only or SCRIPTS:
+        command = [f"benchmarks/{name}.py", *(["--quick"] if args.quick else [])]
+        found, code = run(command)
+        rows += found
+        commands += [["python " + " ".join(command)]] * len(found)
+        failed += [name] if code not in (0, 3) or (code == 3 and not found) else []
+        if out is not None:
+            out.write_text(page(rows, commands))  # after each, so that an interrupted run leaves what it has
+    print("\n" + results.table(rows))
+    for name in failed:
+        print(f"{name}: did not end as it should")
+    return 1 if failed else results.exit_code(rows)
+
+
+def run(command: list[str]) -> tuple[list[results.Row], int]:
+    """The rows of one benchmark, none if it failed before it had any, and its exit code."""
+    print(f"\n## {' '.join(command)}", flush=True)
+    started_s = time.monotonic()
+    with tempfile.TemporaryDirectory() as directory:
+        file = pathlib.Path(directory) / "rows.json"
+        code = subprocess.run([sys.executable, *command, "--json", str(file)], cwd=HERE.parent, check=False).returncode
+        print(f"{time.monotonic() - started_s:.0f} s, exit code {code}", flush=True)
+        return (results.load(file) if file.exists() else []), code
+
+
+def page(rows: list[results.Row], commands: list[list[str]]) -> str:
+    published = ["| what | published | source |", "|---|---|---|", *(f"| {' | '.join(line)} |" for line in PUBLISHED)]
+    return "\n".join(
+        [
+            "# Results of `make bench`",
+            "",
+            f"{datetime.date.today():%d %b %Y}. {machine()}",
+            "",
+            ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES) + ".",
+            "",
+            "Times of one row were taken in one run, both sides in turn; a shared machine makes single times long, so "
+            "the ratios are what counts. What a row does is in the first lines of its script.",
+            "",
+            results.table(rows, ("command",), commands),
+            "",
+            "## Published by others, not measured here",
+            "",
+            *published,
+            "",
+        ]
+    )
+
+
+def machine() -> str:
+    """Processor, cores that this process may use, memory, interpreter."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    model, memory_gib = platform.processor() or platform.machine(), None
+    if sys.platform == "linux":
+        lines = pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.partition(":")[2].strip() for line in lines if line.startswith("model name")), model)
+        memory_gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
+    memory = "" if memory_gib is None else f", {memory_gib:.0f} GiB"
+    return f"{model}, {cores} cores{memory}, Python {platform.python_version()}, {sys.platform}."
+
+
+if __name__ == "__main__":
+    sys.exit(main())
