@@ -48,9 +48,7 @@ class Stored(NamedTuple):
     file: Path
     dtype: jnp.dtype
     shape: tuple[int, ...]
-    read: Callable[
-        [tuple[slice, ...]], np.ndarray
-    ]  # a slice of the tensor, in the file's own memory; nothing is copied
+    read: Callable[[tuple[slice, ...]], np.ndarray]  # a slice, in the memory of the file: nothing is copied
 
 
 def read_index(directory: Path) -> list[Stored]:

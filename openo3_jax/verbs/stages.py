@@ -24,9 +24,7 @@ class Run:
     out: Path  # a new directory for the run
     resume: bool = False  # go on with the run in OUT where it was stopped; without a checkpoint there it starts anew
     profile: str | None = None  # steps to trace into OUT/profile for XProf or Perfetto, such as 10:15
-    mesh: str | None = (
-        None  # sizes of its axes, such as fsdp=4,tensor=2; without it fsdp in a host or slice, data over them
-    )
+    mesh: str | None = None  # sizes of its axes, such as fsdp=4,tensor=2; without it fsdp in a host, data over hosts
     prompts: Path | None = None  # other wordings, a JSON file
 
     def arguments(self) -> dict[str, Any]:
