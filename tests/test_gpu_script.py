@@ -6,9 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[1]
 
 
+@pytest.mark.timeout(1200)  # two minutes of CPU, all of it compilation; the cache of the suite keeps the programs
 def test_every_part_is_measured(tmp_path):
     """The card's two rates, SFT, decoding, and GSPO with its phases; nothing is judged on a CPU."""
     environment = os.environ | {
