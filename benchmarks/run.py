@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from concurrent import futures
 
 import results
 
@@ -34,6 +35,7 @@ SCRIPTS = (
     "gspo",
     "loading",
 )
+QUICK_AT_A_TIME = 2  # mostly compilation, on one core each; nothing is judged
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "numpy")
 
 # Published by others, on other hardware: where the field is, not what these figures are to be divided by.
@@ -60,14 +62,15 @@ def main() -> int:
     rows: list[results.Row] = []
     commands: list[list[str]] = []
     failed = []
-    for name in args.only or SCRIPTS:
-        command = [f"benchmarks/{name}.py", *(["--quick"] if args.quick else [])]
-        found, code = run(command)
-        rows += found
-        commands += [["python " + " ".join(command)]] * len(found)
-        failed += [name] if code not in (0, 3) or (code == 3 and not found) else []
-        if out is not None:
-            out.write_text(page(rows, commands))  # after each, so that an interrupted run leaves what it has
+    names = args.only or SCRIPTS
+    todo = [[f"benchmarks/{name}.py", *(["--quick"] if args.quick else [])] for name in names]
+    with futures.ThreadPoolExecutor(QUICK_AT_A_TIME if args.quick else 1) as pool:
+        for name, command, (found, code) in zip(names, todo, pool.map(run, todo), strict=True):
+            rows += found
+            commands += [["python " + " ".join(command)]] * len(found)
+            failed += [name] if code not in (0, 3) or (code == 3 and not found) else []
+            if out is not None:
+                out.write_text(page(rows, commands))  # after each, so that an interrupted run leaves what it has
     print("\n" + results.table(rows))
     for name in failed:
         print(f"{name}: did not end as it should")
@@ -76,13 +79,21 @@ def main() -> int:
 
 def run(command: list[str]) -> tuple[list[results.Row], int]:
     """The rows of one benchmark, none if it failed before it had any, and its exit code."""
-    print(f"\n## {' '.join(command)}", flush=True)
     started_s = time.monotonic()
     with tempfile.TemporaryDirectory() as directory:
         file = pathlib.Path(directory) / "rows.json"
-        code = subprocess.run([sys.executable, *command, "--json", str(file)], cwd=HERE.parent, check=False).returncode
-        print(f"{time.monotonic() - started_s:.0f} s, exit code {code}", flush=True)
-        return (results.load(file) if file.exists() else []), code
+        done = subprocess.run(
+            [sys.executable, *command, "--json", str(file)],
+            cwd=HERE.parent,
+            check=False,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        took_s = time.monotonic() - started_s
+        said = f"\n## {' '.join(command)}\n{done.stdout}{took_s:.0f} s, exit code {done.returncode}"
+        print(said, flush=True)  # at once, so that two of them do not mix
+        return (results.load(file) if file.exists() else []), done.returncode
 
 
 def page(rows: list[results.Row], commands: list[list[str]]) -> str:
