@@ -173,9 +173,7 @@ class Reading:
 
     def __call__(self, workers: int) -> Point:
         processor = self.policy.processor
-        config = SFTConfig(
-            steps=6, batch_size=8, workers=workers, video=VideoConfig(min_frames=8, max_frames=8, max_pixels=64 * 784)
-        )
+        config = SFTConfig(steps=6, batch_size=8, workers=workers, video=VideoConfig(min_frames=8, max_frames=8))
         with pipeline.Samples(self.records, self.root, "sft", processor, config, prompts.load_prompts()) as samples:
             batches = pipeline.SFTBatches(samples, processor, config, rows_multiple=1)
             batches(0)
