@@ -181,4 +181,3 @@ def test_time_is_linear_in_hostile_text(name, ending):
 
     # The constant keeps the ratio of two tiny times from meaning anything.
     assert seconds(100_000) < 9 * seconds(25_000) + 5e-3
-    assert seconds(100_000) < 0.3

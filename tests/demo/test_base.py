@@ -1,17 +1,15 @@
 """The base that the package carries: small, the one of its log, and it sees."""
 
 import hashlib
-import importlib.util
 import json
-from pathlib import Path
 
 import pytest
 
+import standalone
 from openo3_jax import policy as policy_lib
 from openo3_jax.demo import base, story
 
 MOST_BYTES = 8_000_000
-SCRIPT = Path(__file__).parents[2] / "scripts" / "train_tiny_base.py"
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +26,7 @@ def test_it_is_small_and_the_one_of_its_log(log):
 
 
 def test_it_was_made_by_the_script_as_it_stands(log):
-    spec = importlib.util.spec_from_file_location("train_tiny_base", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = standalone.load("scripts/train_tiny_base.py")
     assert {name: log[1][name] for name in script.SETTINGS} == json.loads(json.dumps(script.SETTINGS))
     last = script.PARTS[-1]
     assert (log[0]["lesson"], log[0]["step"]) == (last.name, last.steps)

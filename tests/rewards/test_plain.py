@@ -1,16 +1,14 @@
 """`released` against a plain implementation (benchmarks/plain_rewards.py) on texts that no table holds."""
 
-import importlib.util
-import pathlib
 import random
 
 import pytest
 import reward_cases as cases
 
+import standalone
 from openo3_jax.rewards import score
 from openo3_jax.rewards.rules import TERMS
 
-PLAIN = pathlib.Path(__file__).parents[2] / "benchmarks" / "plain_rewards.py"
 NOISE = [
     *(
         "<think>",
@@ -47,10 +45,7 @@ NOISE = [
 
 @pytest.fixture(scope="module")
 def plain():
-    spec = importlib.util.spec_from_file_location("plain_rewards", PLAIN)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return standalone.load("benchmarks/plain_rewards.py")
 
 
 def mutate(rng: random.Random, text: str) -> str:
