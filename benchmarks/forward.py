@@ -118,8 +118,7 @@ def prepare_ours(work: pathlib.Path, *, quick: bool) -> tuple[dict, Callable]:
     compiling.watch()
     policy = policy_lib.load_pretrained(work / "model", mesh={"fsdp": 1})
     alone, conversations = make_samples(work / "model", quick=quick)
-    tower_batch, batch = cut_3b.make_batch(policy, [alone]), policy.batch(conversations)
-    last_slots = np.array([len(sample.tokens) - 1 for sample in conversations], np.int32)
+    tower_batch, batch = cut_3b.make_batch(policy, [alone]), policy.prompt_batch(conversations)
     visual = jax.jit(lambda params, batch: nnx.merge(policy.graphdef, params).visual(batch.vision))
     prefill = jax.jit(generate.prefill, static_argnums=0)
 
@@ -127,7 +126,7 @@ def prepare_ours(work: pathlib.Path, *, quick: bool) -> tuple[dict, Callable]:
         return jax.block_until_ready(visual(policy.params, tower_batch))
 
     def first_logits():
-        return jax.block_until_ready(prefill(policy.graphdef, policy.params, batch, last_slots)).logits
+        return jax.block_until_ready(prefill(policy.graphdef, policy.params, *batch)).logits
 
     tokens = alone.is_visual.sum()
     np.savez(work / "ours.npz", tower=np.asarray(tower())[0, :tokens], prefill=np.asarray(first_logits()))

@@ -173,7 +173,7 @@ def decode_work(load: Load) -> dict[str, Callable]:
             cache = jnp.full(shape, 0.01, jnp.bfloat16)
             return generate.Prompts(
                 jnp.zeros((prompts, config.vocab_size), jnp.float32),
-                kv_cache.split_layers(text.KeyValue(cache, cache)),
+                kv_cache.split_layers(text.KeyValue(cache, cache), lambda x: x),
                 jnp.ones((prompts, load.prefix), jnp.int32),
                 jnp.ones((prompts, load.prefix), bool),
                 jnp.full(prompts, load.prefix, jnp.int32),
@@ -216,7 +216,7 @@ def gspo_work(load: Load) -> dict[str, Callable]:
         state = state_lib.make_state(policy, config)
         policy = policy.without_weights()
         samples = [random_model.make_prompt(policy.processor, size, seed) for seed in range(load.prompts)]
-        batch, last = policy.batch(samples), np.array([len(one.tokens) - 1 for one in samples], np.int32)
+        batch, slots = policy.prompt_batch(samples)
         keys = jax.random.split(jax.random.key(0), (load.prompts, load.group))
         none = np.zeros(model.text.vocab_size, bool)
         cast = jax.jit(lambda tree: jax.tree.map(lambda x: x.astype(config.compute_dtype), tree))
@@ -234,7 +234,7 @@ def gspo_work(load: Load) -> dict[str, Callable]:
 
         for _ in range(3):  # the first compiles, the last counts
             weights = timed("cast", cast, state.params)
-            prompts = timed("prefill", prefill, policy.graphdef, weights, batch, last)
+            prompts = timed("prefill", prefill, policy.graphdef, weights, batch, slots)
             layout = timed("layout", lay_out, policy.graphdef, weights)
             del weights
             limit = np.int32(load.new_tokens)

@@ -145,8 +145,7 @@ class Decoding:
     def __call__(self, tokens: int) -> Point:
         policy = self.policy
         prompt = random_model.make_prompt(policy.processor, MODEL._replace(prompt=tokens))
-        last = np.array([len(prompt.tokens) - 1], np.int32)
-        prompts = self.prefill(policy.graphdef, policy.params, policy.batch([prompt]), last)
+        prompts = self.prefill(policy.graphdef, policy.params, *policy.prompt_batch([prompt]))
         keys = jax.random.split(jax.random.key(0), (1, self.asked.num_samples))
         none = np.zeros(policy.config.text.vocab_size, bool)
 

@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import shutil
@@ -22,12 +23,12 @@ from openo3_jax import hosts
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import ModelConfig, SamplingConfig, VideoConfig
 from openo3_jax.data import conversations as conversations_lib
-from openo3_jax.data import packing, tokens
+from openo3_jax.data import packing, prompt_rows, tokens
 from openo3_jax.data import video as video_lib
 from openo3_jax.errors import InputError
 from openo3_jax.models import generate as generate_lib
 from openo3_jax.models import hf_weights, lora, peft_files
-from openo3_jax.types import Batch, Sample
+from openo3_jax.types import Array, Batch, Sample
 
 Conversation = Sequence[Mapping[str, Any]]
 Dtype = Literal["float32", "bfloat16"]
@@ -113,11 +114,44 @@ class Policy:
         """
         shape = bucket or self.bucket([sample for sample in samples if sample is not None])
         rows = [[] if sample is None else [sample] for sample in samples]
-        own = self._own(rows + [[]] * (shape.rows - len(rows)))
+        return self._place(rows + [[]] * (shape.rows - len(rows)), shape)
+
+    def _place(self, rows: Sequence[packing.Row], shape: packing.Bucket) -> Batch:
+        own = self._own(rows)
         batch = packing.make_batch(
             own, dataclasses.replace(shape, rows=len(own)), self.config, pad_id=self.processor.pad_id
         )
         return mesh_lib.shard_rows(batch, self.mesh)
+
+    def prompt_batch(
+        self, samples: Sequence[Sample | None], bucket: packing.Bucket | None = None
+    ) -> tuple[Batch, Int[Array, "prompts prefix"]]:
+        """What `generate.prefill` wants, on the devices. Short prompts share a row as long as the longest; with a
+        bucket each has its own.
+
+        A place that is None gets no tokens. Of several processes each gives all prompts (those that others hold may be
+        None) and a bucket.
+        """
+        num = self.round_rows(len(samples)) if bucket is None else bucket.rows
+        size = num // mesh_lib.row_share(self.mesh).parts
+        padded = [*samples, *[None] * (num - len(samples))]
+        parts = [padded[start : start + size] for start in range(0, num, size)]
+        lengths = [[0 if sample is None else len(sample.tokens) for sample in part] for part in parts]
+        if bucket is None:
+            most = packing.round_up(max(itertools.chain(*lengths)), packing.STEPS["seq"])
+            packed = [prompt_rows.share(part, most) for part in lengths]
+        else:
+            packed = [prompt_rows.alone(size)] * len(parts)
+        height = min(size, 1 << (max(map(len, packed)) - 1).bit_length())  # a power of two, for few programs
+        rows = [
+            [part[prompt] for prompt in row if part[prompt] is not None]
+            for part, together in zip(parts, packed, strict=True)
+            for row in [*together, *[[]] * (height - len(together))]
+        ]
+        shape = bucket or packing.bucket_for(rows, self.config.vision, num_rows=len(rows))
+        slots = [prompt_rows.slots(row, part, shape.seq) for row, part in zip(packed, lengths, strict=True)]
+        own = np.stack(self._own([*itertools.chain(*slots)]))
+        return self._place(rows, shape), mesh_lib.shard_rows(own, self.mesh)
 
     def _own(self, rows: Sequence[Any]) -> list[Any]:
         """Those that lie on this process's devices."""
@@ -188,11 +222,9 @@ class Policy:
         A place that is None gets nothing, unless another process has its prompt: all of them get all completions.
         """
         max_new_tokens = config.max_new_tokens
-        batch = self.batch(samples, bucket)
-        missing = batch.tokens.shape[0] - len(samples)
-        last_slots = [0 if sample is None else len(sample.tokens) - 1 for sample in [*samples, *[None] * missing]]
-        own = np.array(self._own(last_slots), np.int32), _keys(self._own([*seeds, *[0] * missing]), config.num_samples)
-        slots, keys = mesh_lib.shard_rows(own, self.mesh)
+        batch, slots = self.prompt_batch(samples, bucket)
+        own = self._own([*seeds, *[0] * (slots.shape[0] - len(samples))])
+        keys = mesh_lib.shard_rows(_keys(own, config.num_samples), self.mesh)
         programs = _programs(self._is_converted)
         prompts = programs.prefill(self.graphdef, self.params, batch, slots)
         out = programs.decode(

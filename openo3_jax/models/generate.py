@@ -18,7 +18,7 @@ from jaxtyping import Bool, Float, Int
 
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import SamplingConfig, TextConfig
-from openo3_jax.models import kv_cache, sampling, text
+from openo3_jax.models import kv_cache, moves, sampling, text
 from openo3_jax.types import Array, Batch
 
 
@@ -93,14 +93,29 @@ def _lay_out(
     )
 
 
-def prefill(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch, last_slots: Int[Array, " prompts"]) -> Prompts:
-    """Run the prompts (one per row, padded on the right); `last_slots` is the slot of each prompt's last token."""
+def prefill(graphdef: nnx.GraphDef, params: nnx.State, batch: Batch, slots: Int[Array, "prompts prefix"]) -> Prompts:
+    """Run the prompts, of which several may share a row, and lay out what they leave by prompt.
+
+    `slots`: where each token of a prompt is, counted through the rows of its part of the mesh (as many rows, and as
+    many prompts, in each part); -1 is padding, on the right.
+    """
     model = nnx.merge(graphdef, params)
     hidden, cache = model.hidden(batch, keep_cache=True)
-    last = jnp.take_along_axis(hidden, last_slots[:, None, None], axis=1)[:, 0]
-    in_prefix = batch.segments > 0
-    next_position = jnp.max(jnp.where(in_prefix[:, None], batch.positions, -1), axis=(1, 2)) + 1
-    return Prompts(model.logits(last), kv_cache.split_layers(cache), batch.tokens, in_prefix, next_position)
+    in_prefix = slots >= 0
+
+    def pick(x, at, *rest):
+        return moves.across_rows(x, at, model.mesh, *rest)
+
+    length = in_prefix.sum(1, dtype=jnp.int32)
+    last = jnp.take_along_axis(slots, length[:, None] - 1, axis=1)
+    positions = jnp.where(in_prefix[..., None], pick(batch.positions.swapaxes(1, 2), slots), -1)
+    return Prompts(
+        model.logits(pick(hidden, last)[:, 0]),
+        kv_cache.split_layers(cache, lambda x: pick(x, slots, "kv_heads")),
+        pick(batch.tokens, slots),
+        in_prefix,
+        positions.max((1, 2)) + 1,
+    )
 
 
 def decode(

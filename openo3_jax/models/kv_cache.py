@@ -6,6 +6,7 @@ s prefix slots, t suffix slots.
 """
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -30,11 +31,14 @@ class Suffix(NamedTuple):
     v: Float[Array, "prompts group kv_heads suffix head_dim"]
 
 
-def split_layers(cache: text.KeyValue) -> list[Prefix]:
-    """The stacked cache of a prefill -> one prefix per layer, as separate arrays."""
+def split_layers(cache: text.KeyValue, by_prompt: Callable[[Array], Array]) -> list[Prefix]:
+    """The stacked cache of a prefill -> one prefix per layer, as separate arrays.
+
+    `by_prompt` lays out `[rows, seq, kv_heads, head_dim]` as `[prompts, prefix, kv_heads, head_dim]`.
+    """
     num_layers = cache.k.shape[0]
     return [
-        Prefix(jnp.transpose(cache.k[i], (0, 2, 3, 1)), jnp.transpose(cache.v[i], (0, 2, 1, 3)))
+        Prefix(jnp.transpose(by_prompt(cache.k[i]), (0, 2, 3, 1)), jnp.transpose(by_prompt(cache.v[i]), (0, 2, 1, 3)))
         for i in range(num_layers)
     ]
 

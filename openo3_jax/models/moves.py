@@ -103,6 +103,22 @@ spread.defvjp(_spread_fwd, _spread_bwd)
 collect.defvjp(_collect_fwd, _collect_bwd)
 
 
+def across_rows(
+    x: Float[Array, "rows source *dims"] | Int[Array, "rows source *dims"],
+    at: Int[Array, "targets size"],
+    mesh: Mesh,
+    *rest: str | None,
+) -> Float[Array, "targets size *dims"] | Int[Array, "targets size *dims"]:
+    """`out[t, i] = x[at[t, i]]`, zero where that is -1; `at` counts through the rows of a part of the mesh.
+
+    Every part has as many rows and as many targets. `rest`: logical axes of the dimensions behind. No gradient.
+    """
+    parts = mesh_lib.mesh_size(mesh, mesh_lib.LOGICAL_AXES["rows"])
+    whole = mesh_lib.constrain(x.reshape(parts, -1, *x.shape[2:]), mesh, "rows", None, *rest)
+    picked = _pick(whole, at.reshape(parts, -1))
+    return mesh_lib.constrain(picked.reshape(*at.shape, *x.shape[2:]), mesh, "rows", None, *rest)
+
+
 def even_groups(groups: Groups, slots: Int[Array, "rows patches"], mesh: Mesh) -> tuple[Groups, Array]:
     """Groups padded so that the devices on `context` divide the number of each size, and where patches then are."""
     ways = mesh_lib.mesh_size(mesh, mesh_lib.LOGICAL_AXES["groups"])

@@ -90,13 +90,13 @@ def _rollout(
     fixed = num_bytes(shapes.state)
     cast = num_bytes(shapes.weights) - num_bytes(shapes.state.frozen)  # what is frozen is cast already
     prompts = abstract_batch(load.prompt, load.prompts, model, mesh)
-    last_slots = _described((load.prompts,), jnp.int32, mesh, "rows")
-    prefill = jax.jit(generate.prefill, static_argnums=0).lower(graphdef, shapes.weights, prompts, last_slots)
+    slots = _described((load.prompts, load.prompt.seq), jnp.int32, mesh, "rows")
+    prefill = jax.jit(generate.prefill, static_argnums=0).lower(graphdef, shapes.weights, prompts, slots)
     program, compiled = checked("prefill", prefill, resident=fixed - num_bytes(shapes.state.frozen))
     yield program
     if compiled is None:
         return
-    made = _placed(jax.eval_shape(partial(generate.prefill, graphdef), shapes.weights, prompts, last_slots), compiled)
+    made = _placed(jax.eval_shape(partial(generate.prefill, graphdef), shapes.weights, prompts, slots), compiled)
     lay_out = jax.jit(generate.sampling_layout, static_argnums=0).lower(graphdef, shapes.weights)
     resident = fixed - num_bytes(shapes.state.frozen) + num_bytes(made)
     program, compiled = checked("layout", lay_out, resident=resident)

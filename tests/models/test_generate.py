@@ -11,6 +11,7 @@ import pytest
 from flax import nnx
 
 import small
+from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import SamplingConfig
 from openo3_jax.models import generate, qwen2_5_vl
@@ -164,6 +165,25 @@ def test_one_seed_for_each_conversation(policy, seed):
         policy.generate(CONVERSATIONS, seed=seed)
 
 
+@pytest.mark.parametrize("axes", [{}, {"fsdp": 2}, {"fsdp": 2, "tensor": 2}, {"context": 2}])
+def test_prompts_that_share_a_row_are_prefilled_as_alone(axes, tmp_path):
+    policy = small.make_policy(tmp_path, mesh_lib.make_mesh(axes, devices=jax.devices()[: math.prod(axes.values())]))
+    prefill = small.jit(generate.prefill, static_argnums=0)
+    samples = policy.encode([TEXT, picture(0), SHORT, picture(1)])
+    ways = axes.get("fsdp", 1)
+    batch, slots = policy.prompt_batch(samples)
+    assert (len(batch.tokens), len(slots)) == (ways, 4), "all prompts of a device in one row"
+    shared = prefill(policy.graphdef, policy.params, batch, slots)
+    alone = prefill(policy.graphdef, policy.params, *policy.prompt_batch(samples, policy.bucket(samples)))
+    assert [len(sample.tokens) for sample in samples] == alone.in_prefix.sum(1).tolist()
+    np.testing.assert_array_equal(shared.in_prefix, alone.in_prefix)
+    np.testing.assert_array_equal(np.where(shared.in_prefix, shared.tokens, 0), alone.tokens)
+    np.testing.assert_array_equal(shared.next_position, alone.next_position)
+    close = partial(np.testing.assert_allclose, rtol=0, atol=2e-5)
+    close(shared.logits, alone.logits)
+    jax.tree.map(close, shared.prefix, alone.prefix)
+
+
 def test_weights_are_gathered_layer_by_layer_for_sampling(policy):
     """The sampling layout holds one tree per layer, each equal to its slice of the stacked weights."""
     from openo3_jax.models import generate
@@ -183,7 +203,7 @@ def test_bfloat16_weights_on_a_cpu_are_converted_one_layer_at_a_time(one_device)
     params = jax.tree.map(lambda x: jax.ShapeDtypeStruct(x.shape, jnp.bfloat16, sharding=x.sharding), params)
     copies = 4 * sum(math.prod(x.shape) for x in jax.tree.leaves(params["text"]["layers"]))
     batch = small.make_batch([[small.sample(config, prompt=6, answer=1)]], config)
-    slots = np.zeros(1, np.int32)
+    slots = np.zeros((1, batch.tokens.shape[1]), np.int32)
     prompts = jax.eval_shape(partial(generate.prefill, graphdef), params, batch, slots)
     layout = jax.eval_shape(partial(generate.sampling_layout, graphdef), params)
     mask, keys = np.zeros(config.text.vocab_size, bool), np.zeros((1, 1, 2), np.uint32)

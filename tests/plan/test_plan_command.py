@@ -4,6 +4,7 @@ import collections
 import dataclasses
 import json
 import math
+import sys
 from functools import partial
 
 import jax
@@ -76,8 +77,8 @@ def test_a_decode_step_makes_no_cache(one_device):
     graphdef, params = small.make_params(MODEL, one_device)
     load = workload.make_load(GSPO, MODEL, SIZES, 1)
     batch = programs.abstract_batch(load.prompt, 2, MODEL, one_device)
-    last_slots = jax.ShapeDtypeStruct((2,), jnp.int32)
-    prompts = jax.eval_shape(partial(generate.prefill, graphdef), params, batch, last_slots)
+    slots = jax.ShapeDtypeStruct((2, load.prompt.seq), jnp.int32)
+    prompts = jax.eval_shape(partial(generate.prefill, graphdef), params, batch, slots)
     layout = jax.eval_shape(partial(generate.sampling_layout, graphdef), params)
     keys = jax.eval_shape(lambda: jax.random.split(jax.random.key(0), (2, 3)))
     is_in = jax.ShapeDtypeStruct((MODEL.text.vocab_size,), jnp.bool_)
@@ -307,6 +308,20 @@ def test_requests_survive_their_json():
     for config in (SFT, dataclasses.replace(GSPO, lora=LoRAConfig(rank=2))):
         wish = request(config, {"fsdp": 8}, QWEN2_5_VL["7b"])
         assert compiler._load(compiler._dump(wish)) == wish
+
+
+def test_the_process_that_compiles_runs_on_the_cpu(monkeypatch):
+    """Whatever the user's environment says; one that ends at once is told with what it said."""
+    monkeypatch.setenv("JAX_PLATFORMS", "cuda")
+    monkeypatch.setattr(devices, "check_extra", lambda devices: None)
+    child = "import os, sys; sys.exit(os.environ['JAX_PLATFORMS'])"
+    popen = compiler.subprocess.Popen
+    monkeypatch.setattr(compiler.subprocess, "Popen", lambda _, **how: popen([sys.executable, "-c", child], **how))
+    with (
+        compiler.Compiler(EIGHT) as compile_for,
+        pytest.raises(RuntimeError, match=r"^the compiler ended with 1: cpu$"),
+    ):
+        compile_for(request(SFT))
 
 
 def test_a_plan_from_the_command_line(monkeypatch, tmp_path, capsys, answers):
