@@ -8,7 +8,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from jaxtyping import Float, Int
+from jaxtyping import Float, Int, Shaped
 
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.types import Array
@@ -16,7 +16,7 @@ from openo3_jax.types import Array
 Groups = tuple[Int[Array, "rows _groups _size"], ...]
 
 
-def _pick(x: Float[Array, "rows source ..."], index: Int[Array, "rows ..."]) -> Float[Array, "rows ..."]:
+def _pick(x: Shaped[Array, "rows source ..."], index: Int[Array, "rows ..."]) -> Shaped[Array, "rows ..."]:
     """`out[r, i] = x[r, index[r, i]]`, zero where the index is -1."""
     filled = jnp.where(index < 0, x.shape[1], index)  # out of range reads zero
     return jax.vmap(lambda values, at: values.at[at].get(mode="fill", fill_value=0))(x, filled)
@@ -104,11 +104,11 @@ collect.defvjp(_collect_fwd, _collect_bwd)
 
 
 def across_rows(
-    x: Float[Array, "rows source *dims"] | Int[Array, "rows source *dims"],
+    x: Shaped[Array, "rows source *dims"],
     at: Int[Array, "targets size"],
     mesh: Mesh,
     *rest: str | None,
-) -> Float[Array, "targets size *dims"] | Int[Array, "targets size *dims"]:
+) -> Shaped[Array, "targets size *dims"]:
     """`out[t, i] = x[at[t, i]]`, zero where that is -1; `at` counts through the rows of a part of the mesh.
 
     Every part has as many rows and as many targets. `rest`: logical axes of the dimensions behind. No gradient.
