@@ -76,8 +76,15 @@ def in_turn(sides: Mapping[str, Side], rounds: int) -> dict[str, list[dict[str, 
     return measured
 
 
-def largest_gap(work: pathlib.Path, ours: str, theirs: str) -> float:
-    """Largest difference of the arrays that both sides left behind, each as a share of its largest value."""
+def largest_gap(work: pathlib.Path, ours: str, theirs: str, starts: str = "") -> float:
+    """Largest difference of the arrays that both sides left behind, each as a share of its largest value.
+
+    `starts`: of those alone whose names start so.
+    """
     with np.load(work / f"{ours}.npz") as mine, np.load(work / f"{theirs}.npz") as other:
         assert sorted(mine) == sorted(other), (sorted(mine), sorted(other))
-        return max(float(np.abs(mine[name] - other[name]).max() / np.abs(other[name]).max()) for name in mine)
+        return max(
+            float(np.abs(mine[name] - other[name]).max() / np.abs(other[name]).max())
+            for name in mine
+            if name.startswith(starts)
+        )
