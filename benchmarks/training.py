@@ -7,8 +7,9 @@ The widths of Qwen2.5-VL-3B, four layers of each tower (one over whole frames), 
 224 x 420 px in a row of 2,560 slots of which the last 256 are targets; float32 on the CPU. torch: sdpa, no dropout,
 fused AdamW, logits of all slots, as its Trainer has them; `--head targets` gives it those of the targets alone.
 Each side is a process of its own, one after the other (both do not fit 24 GiB), `--rounds` times; a process does a step
-that is not counted (ours compiles in it), then `--steps` that are. Loss and gradient norm of the first step must agree. Those of later
-ones are told: AdamW's first update is as large where a gradient is rounding as where it is not, so they need not be as close.
+that is not counted (ours compiles in it), then `--steps` that are. Loss and gradient norm of the first step must agree.
+Those of later ones are told: AdamW's first update is as large where a gradient is rounding as where it is not, so they
+need not be as close.
 
 Memory: the highest resident set of the process during the counted steps, less that before the model was read (the
 interpreter with its libraries), less weights and both moments of AdamW. So gradients and activations are what counts.
