@@ -6,7 +6,7 @@ embedding look-ups are left out: they are below 1 % at every published size.
 
 from collections.abc import Iterable
 
-from openo3_jax.config import LoRAConfig, ModelConfig, TextConfig, VisionConfig
+from openo3_jax.config import LoRAConfig, ModelConfig, Remat, TextConfig, VisionConfig
 from openo3_jax.types import VisionGrid
 
 
@@ -72,6 +72,28 @@ def backward_flops(
     if lora is None:
         return 2 * (text + vision)
     return text + (vision if lora.vision else 0)
+
+
+def again_flops(
+    config: ModelConfig,
+    grids: Iterable[VisionGrid],
+    *,
+    prompt: int,
+    completions: Iterable[int] = (),
+    targets: int,
+    remat: Remat,
+) -> int:
+    """Of the forward pass what the backward pass computes again, see `config.Remat`.
+
+    The head's products always are (train/losses.py). "attention" saves that of the decoder.
+    """
+    lengths = list(completions)
+    if remat in ("none", "dots"):
+        return text_flops(config.text, tokens=0, pairs=0, targets=targets)
+    saved = causal_pairs(prompt, lengths) if remat == "attention" else 0
+    return sum(_towers(config, grids, prompt, lengths, targets)) - text_flops(
+        config.text, tokens=0, pairs=saved, targets=0
+    )
 
 
 def _towers(

@@ -78,19 +78,22 @@ class Work(NamedTuple):
 
 def work(config: SFTConfig | GSPOConfig, model: ModelConfig, sizes: Sizes, load: Load) -> Work:
     """Of the samples in a step; rows of padding are not counted. Exact but for norms and the like (models/flops.py)."""
-    again = config.remat != "none"
     if isinstance(config, SFTConfig):
-        samples = [(load.prompt_tokens + sizes.answer_tokens, sizes.answer_tokens, load.grids)] * config.batch_size
-        total = profiling.sft_flops(model, samples, lora=config.lora)
-        forward = sum(flops.forward_flops(model, g, prompt=n, targets=t) for n, t, g in samples)
-        return Work(0, 0, total + again * forward, total)
+        tokens = load.prompt_tokens + sizes.answer_tokens
+        total = profiling.sft_flops(
+            model, [(tokens, sizes.answer_tokens, load.grids)] * config.batch_size, lora=config.lora
+        )
+        twice = flops.again_flops(model, load.grids, prompt=tokens, targets=sizes.answer_tokens, remat=config.remat)
+        return Work(0, 0, total + config.batch_size * twice, total)
     new = [config.sampling.max_new_tokens] * config.sampling.num_samples
     scored = (config.kl_coef > 0) + (config.old_logp == "recompute")
     group = (load.prompt_tokens, new, load.grids)
     total = config.batch_size * profiling.gspo_flops(model, [group], scored=scored, lora=config.lora)
-    forward = flops.forward_flops(model, load.grids, prompt=load.prompt_tokens, completions=new, targets=sum(new))
+    of_group = {"prompt": load.prompt_tokens, "completions": new, "targets": sum(new)}
+    forward = flops.forward_flops(model, load.grids, **of_group)
+    twice = flops.again_flops(model, load.grids, **of_group, remat=config.remat)
     prefill = flops.forward_flops(model, load.grids, prompt=load.prompt_tokens, targets=1)
     pairs = flops.causal_pairs(load.prompt_tokens, new) - flops.causal_pairs(load.prompt_tokens)
     decode = flops.text_flops(model.text, tokens=sum(new), pairs=pairs, targets=sum(new))
-    update = total - config.batch_size * forward + again * config.batch_size * forward
+    update = total + config.batch_size * (twice - forward)
     return Work(config.batch_size * prefill, config.batch_size * decode, update, total)

@@ -54,3 +54,12 @@ def test_a_forward_of_the_7b_costs_two_operations_per_weight_and_token():
     config = QWEN2_5_VL["7b"].text
     weights = flops.text_flops(config, tokens=1, pairs=0, targets=1) / 2
     assert weights == pytest.approx(7.07e9, rel=0.01)
+
+
+def test_what_is_computed_again_by_hand():
+    """A prompt of 3, completions of 2 and 1, 19 pairs; two layers of width 32, a vocabulary of 96."""
+    config, grids = small.model_config(), [VisionGrid(1, 4, 4)]
+    of = {"prompt": 3, "completions": [2, 1], "targets": 3}
+    forward, head = flops.forward_flops(config, grids, **of), 2 * 3 * 32 * 96
+    expected = {"none": head, "dots": head, "layers": forward, "attention": forward - 2 * 4 * 19 * 32}
+    assert {remat: flops.again_flops(config, grids, **of, remat=remat) for remat in expected} == expected
