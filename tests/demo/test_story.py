@@ -16,6 +16,8 @@ from openo3_jax.errors import InputError, Stopped
 from openo3_jax.evals import metrics, records, store
 from openo3_jax.train import checkpoint
 
+pytestmark = pytest.mark.timeout(900)  # both stages are compiled in the first one's set-up
+
 
 @pytest.fixture(scope="module")
 def small(tmp_path_factory):

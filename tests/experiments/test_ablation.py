@@ -16,6 +16,8 @@ from openo3_jax.errors import InputError, Stopped
 from openo3_jax.experiments import ablation, sweep
 from openo3_jax.rewards import rules
 
+pytestmark = pytest.mark.timeout(900)  # programs of several runs are compiled in one test
+
 STEPS = 2
 ARMS = {name: ablation.ARMS[name] for name in ("adaptive, gated (paper)", "no gate")}
 
