@@ -4,10 +4,7 @@ import contextlib
 import dataclasses
 import functools
 import itertools
-import json
 import os
-import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -19,7 +16,7 @@ from flax import nnx
 from jax.sharding import Mesh
 from jaxtyping import Bool, Float, Int, UInt32
 
-from openo3_jax import hosts
+from openo3_jax import hosts, model_files
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import ModelConfig, SamplingConfig, VideoConfig
 from openo3_jax.data import conversations as conversations_lib
@@ -41,8 +38,6 @@ LEAN = {
     "xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED",
     "xla_disable_hlo_passes": "while-loop-invariant-code-motion",
 }
-
-WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.gguf")
 
 
 class Generations(NamedTuple):
@@ -261,10 +256,10 @@ class Policy:
         with contextlib.ExitStack() as stack:
             staging = None
             if hosts.is_first():
-                staging = stack.enter_context(new_directory(Path(out)))
-                copy_model_files(self.directory, staging)
+                staging = stack.enter_context(model_files.new_directory(Path(out)))
+                model_files.copy_model_files(self.directory, staging)
                 if dtype is not None:
-                    _write_dtype(staging / "config.json", dtype)
+                    model_files.write_dtype(staging / "config.json", dtype)
             hf_weights.save(self.params, self.config, dtypes, staging)
 
     def save_adapter(self, out: str | os.PathLike) -> None:
@@ -274,48 +269,8 @@ class Policy:
         """
         if not lora.is_attached(self.params):
             raise InputError(f"{out}: there is no adapter to write: all weights were trained; export them whole")
-        with new_directory(Path(out)) as staging:
+        with model_files.new_directory(Path(out)) as staging:
             peft_files.save(self.params, self.config, self.directory, staging)
-
-
-class new_directory:
-    """`with new_directory(out) as staging:` fills a sibling of `out` that takes its name on success, else vanishes."""
-
-    def __init__(self, out: Path):
-        self.out = out
-
-    def __enter__(self) -> Path:
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise InputError(f"{self.out}: exists and is not an empty directory; choose another place")
-        self.out.parent.mkdir(parents=True, exist_ok=True)
-        self.staging = Path(tempfile.mkdtemp(prefix=f".{self.out.name}-", dir=self.out.parent))
-        return self.staging
-
-    def __exit__(self, kind: type | None, *_: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self.staging)
-            return
-        self.staging.chmod(0o755)
-        if self.out.exists():
-            self.out.rmdir()
-        self.staging.rename(self.out)
-
-
-def copy_model_files(source: Path, target: Path) -> None:
-    """Copy everything of a model directory but its weights, byte for byte."""
-    for file in sorted(source.iterdir()):
-        if file.is_file() and not file.name.startswith(".") and not any(map(file.match, WEIGHT_FILES)):
-            shutil.copyfile(file, target / file.name)
-
-
-def _write_dtype(file: Path, dtype: Dtype) -> None:
-    config = json.loads(file.read_text())
-    for part in (config, config.get("text_config", {}), config.get("vision_config", {})):
-        for name in ("dtype", "torch_dtype"):
-            if name in part:
-                part[name] = dtype
-    config.setdefault("torch_dtype" if "dtype" not in config else "dtype", dtype)
-    file.write_text(json.dumps(config, indent=2) + "\n")
 
 
 def load_pretrained(

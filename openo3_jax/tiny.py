@@ -12,8 +12,8 @@ import jax.numpy as jnp
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import ModelConfig, TextConfig, VisionConfig
 from openo3_jax.data import tiny_tokenizer
+from openo3_jax.model_files import new_directory
 from openo3_jax.models import hf_mapping, hf_weights, qwen2_5_vl
-from openo3_jax.policy import new_directory
 
 
 def tiny_config(ids: tiny_tokenizer.TokenIds, *, hidden_size: int = 128, layers: int = 4) -> ModelConfig:

@@ -18,7 +18,7 @@ SIBLINGS = {"data", "models", "rewards"}
 LAYERS = [
     VOCABULARY,
     SIBLINGS,
-    {"policy", "tiny"},
+    {"model_files", "policy", "tiny"},
     {"train"},
     {"plan"},
     {"evals"},

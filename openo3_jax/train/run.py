@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from openo3_jax import config_json, hosts
+from openo3_jax import config_json, hosts, model_files
 from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import GSPOConfig, ModelConfig, SFTConfig
@@ -74,7 +74,7 @@ def _create(
 ) -> None:
     files = out / MODEL_FILES
     files.mkdir(parents=True, exist_ok=True)
-    policy_lib.copy_model_files(policy.directory, files)
+    model_files.copy_model_files(policy.directory, files)
     settings = {
         "model": str(model.absolute()),
         "reference": None if reference is None else str(reference.absolute()),
