@@ -54,8 +54,8 @@ def main() -> int:
         for _ in range(1 if args.quick else args.rounds):
             for name, runs in found.items():
                 runs.append(run(work, name, args))
-        gap, later = (sides.largest_gap(work, "ours", "theirs", name) for name in ("step 0", ""))
-    rows = compare(found, gap, later, args)
+        gap, in_all = (sides.largest_gap(work, "ours", "theirs", name) for name in ("step 0", ""))
+    rows = compare(found, gap, in_all, args)
     return results.finish(rows, args) or (0 if gap < TOLERANCE else 3)
 
 
@@ -74,14 +74,14 @@ def run(work: pathlib.Path, name: str, args: argparse.Namespace) -> dict[str, fl
 
 
 def compare(
-    found: Mapping[str, list[dict[str, float]]], gap: float, later: float, args: argparse.Namespace
+    found: Mapping[str, list[dict[str, float]]], gap: float, in_all: float, args: argparse.Namespace
 ) -> list[results.Row]:
     ours, theirs = ({key: min(one[key] for one in runs) for key in runs[0]} for runs in found.values())
     vocab = "" if args.quick else f", vocabulary {args.vocab:,}"
     head = "logits of all slots" if args.head == "all" else "logits of the targets alone"
     against, judged = f"transformers + torch, {head}", not args.quick
     work = "SFT step, 3B widths, 4 + 4 layers" + vocab
-    same = f"loss and gradient norm differ by {gap:.0e}, after updates by {later:.0e}; remat={args.remat}, "
+    same = f"loss and gradient norm differ by {gap:.0e}, over all steps by {in_all:.0e}; remat={args.remat}, "
     same += f"XLA_FLAGS={cut_3b.XLA_FLAGS}"
     times = {"ours": ours["wall_s"], "theirs": theirs["wall_s"]}
     cores = {"ours": ours["core_s"], "theirs": theirs["core_s"]}
