@@ -35,6 +35,20 @@ def test_top_p_does_not_need_sorted_logits():
     assert kept(sampling.keep_top_p(LOG[[3, 1, 4, 0, 2]], 0.8)) == [1, 3, 4]
 
 
+@pytest.mark.parametrize("p", [1e-6, 0.3, 0.9, 0.95, 0.9999])
+@pytest.mark.parametrize("spread", [0.01, 1.0, 8.0])
+def test_top_p_keeps_what_sorting_would(p, spread):
+    """Rows of 1,000 logits, nearly even, usual and sharp; the sums in double precision."""
+    logits = spread * np.random.default_rng(0).normal(size=(3, 7, 1000)).astype(np.float32)
+    probability = np.exp(np.float64(logits)) / np.exp(np.float64(logits)).sum(-1, keepdims=True)
+    before = np.cumsum(-np.sort(-probability, -1), -1) - -np.sort(-probability, -1)
+    number = (np.asarray(sampling.keep_top_p(logits, p)) > attention.MASKED).sum(-1)
+    assert abs(number - (before < p).sum(-1)).max() <= 1  # rounding of the sum at the edge
+    order = np.argsort(-logits, -1)
+    is_kept = np.take_along_axis(np.asarray(sampling.keep_top_p(logits, p)), order, -1) > attention.MASKED
+    np.testing.assert_array_equal(is_kept, np.arange(1000) < number[..., None])  # the largest ones
+
+
 def draw(logits, num, *, seed=0, banned=(), **knobs):
     """`num` independent draws from one row of logits."""
     options = {"temperature": 1.0, "top_k": 0, "top_p": 1.0} | knobs
