@@ -30,7 +30,8 @@ bench: $(VENV)/.installed-test
 
 soak: $(VENV)/.installed-test
 	FUZZ_BATCHES=16000 $(BIN)/python -m pytest tests/rewards/test_fuzz.py --timeout=3600 $(ARGS)
-	KILLS=20 $(BIN)/python -m pytest tests/train/test_kill.py tests/train/test_hosts.py --timeout=7200 $(ARGS)
+	KILLS=20 $(BIN)/python -m pytest tests/train/test_kill.py tests/train/test_hosts.py -m "" --timeout=7200 $(ARGS)
+	$(BIN)/python -m pytest tests -m soak --deselect tests/train/test_hosts.py --timeout=3600 $(ARGS)
 	HOSTILE_FILES=500 $(BIN)/python -m pytest tests/data/test_hostile.py --timeout=3600 $(ARGS)
 	$(BIN)/python benchmarks/big_model.py
 

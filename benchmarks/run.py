@@ -36,6 +36,7 @@ SCRIPTS = (
     "loading",
 )
 QUICK_AT_A_TIME = 2  # mostly compilation, on one core each; nothing is judged
+QUICK_SETTINGS = {"JAX_DISABLE_MOST_OPTIMIZATIONS": "1"}  # so that there is less of it
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "torch", "transformers", "numpy")
 
 # Published by others, on other hardware: where the field is, not what these figures are to be divided by.
@@ -80,10 +81,12 @@ def main() -> int:
 def run(command: list[str]) -> tuple[list[results.Row], int]:
     """The rows of one benchmark, none if it failed before it had any, and its exit code."""
     started_s = time.monotonic()
+    settings = QUICK_SETTINGS if "--quick" in command else {}
     with tempfile.TemporaryDirectory() as directory:
         file = pathlib.Path(directory) / "rows.json"
         done = subprocess.run(
             [sys.executable, *command, "--json", str(file)],
+            env=os.environ | settings,
             cwd=HERE.parent,
             check=False,
             stdout=subprocess.PIPE,

@@ -2,8 +2,9 @@
 
 import os
 
-os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=8")
-os.environ.setdefault("JAX_PLATFORMS", "cpu")
+import compiling
+
+os.environ.update(compiling.settings(devices=8) | dict(os.environ))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax
@@ -15,6 +16,7 @@ jax.config.update("jax_compilation_cache_dir", os.path.join(os.path.dirname(__fi
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.2)
 
 
+TRAINS = ("test_tiny.py", "test_base.py")  # for so many steps that optimizing pays
 LONG = ("test_hosts.py", "test_kill.py", "test_lora.py", "test_meshes.py", "test_gspo_run.py", "test_tiny.py")
 
 
@@ -28,6 +30,14 @@ def one_device():
     from openo3_jax import mesh
 
     return mesh.make_mesh({}, devices=jax.devices()[:1])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def optimized(request):
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", before and request.path.name not in TRAINS)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture

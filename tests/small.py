@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -16,9 +15,6 @@ from openo3_jax.config import ModelConfig, TextConfig, VideoConfig, VisionConfig
 from openo3_jax.data import packing, positions, tiny_tokenizer, tokens
 from openo3_jax.models import qwen2_5_vl
 from openo3_jax.policy import Policy
-
-# Compile without LLVM's optimizations: half the time, for programs that run once or twice.
-jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 TEXT_IDS = 90  # ids below are text, those above stand for pictures
 IMAGE, VIDEO, VISION_START = 93, 94, 92

@@ -19,7 +19,7 @@ def small_blocks(monkeypatch):
     monkeypatch.setattr(attention, "BLOCK", 8)
 
 
-@partial(small.jit, static_argnames=("causal", "backend"))
+@partial(jax.jit, static_argnames=("causal", "backend"))
 def attend(q, k, v, slots, *, causal, backend):
     return attention.attention(q, k, v, slots, causal=causal, backend=backend)
 
@@ -94,7 +94,7 @@ def test_backends_agree_in_value_and_gradient(name):
     qkv = random_qkv(*real.shape, heads, kv_heads)
     pull = (np.random.default_rng(1).normal(size=qkv[0].shape) * real[:, :, None, None]).astype(np.float32)
 
-    @small.jit
+    @jax.jit
     def run(qkv):
         outs = []
         for backend in BACKENDS:

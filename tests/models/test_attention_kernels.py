@@ -38,7 +38,7 @@ ROWS = {  # name: (segments, branches) of two rows
 }
 
 
-@partial(small.jit, static_argnames=("backend", "group"))
+@partial(jax.jit, static_argnames=("backend", "group"))
 def run(qkv, pull, slots, *, backend, group=None):
     out, back = jax.vjp(partial(attention.attention, slots=slots, causal=True, backend=backend, group=group), *qkv)
     real = (slots.segments > 0)[..., None, None]
@@ -92,7 +92,7 @@ def test_kernels_over_context(arrays, backend, kv_heads):
     mesh = mesh_lib.make_mesh({"context": 2}, devices=jax.devices()[:2])
     slots = slots_of("packed, and a row of padding")
 
-    @small.jit
+    @jax.jit
     def over_two(qkv, pull):
         out, back = jax.vjp(partial(attention.attention, slots=slots, causal=True, backend=backend, mesh=mesh), *qkv)
         real = (slots.segments > 0)[..., None, None]

@@ -63,7 +63,7 @@ def logits_after(policy, samples, generated):
     """For each sample the logits from which each of its generated tokens was drawn, by one pass without a cache."""
     model = nnx.merge(policy.graphdef, policy.params)
     batch = policy.batch([extend(s, new) for s, new in zip(samples, generated, strict=True)])
-    logits = np.asarray(small.jit(lambda batch: model.logits(model.hidden(batch)[0]))(batch))
+    logits = np.asarray(jax.jit(lambda batch: model.logits(model.hidden(batch)[0]))(batch))
     return [
         row[len(s.tokens) - 1 : len(s.tokens) - 1 + len(new)].copy()
         for row, s, new in zip(logits, samples, generated, strict=True)
@@ -168,7 +168,7 @@ def test_one_seed_for_each_conversation(policy, seed):
 @pytest.mark.parametrize("axes", [{}, {"fsdp": 2}, {"fsdp": 2, "tensor": 2}, {"context": 2}])
 def test_prompts_that_share_a_row_are_prefilled_as_alone(axes, tmp_path):
     policy = small.make_policy(tmp_path, mesh_lib.make_mesh(axes, devices=jax.devices()[: math.prod(axes.values())]))
-    prefill = small.jit(generate.prefill, static_argnums=0)
+    prefill = jax.jit(generate.prefill, static_argnums=0)
     samples = policy.encode([TEXT, picture(0), SHORT, picture(1)])
     ways = axes.get("fsdp", 1)
     batch, slots = policy.prompt_batch(samples)

@@ -7,7 +7,6 @@ import pytest
 from flax import nnx
 from jax.ad_checkpoint import checkpoint_name
 
-import small
 from openo3_jax.models import layers
 
 
@@ -35,8 +34,8 @@ def test_what_is_computed_again_changes_nothing(one_device, remat, sines, produc
             out, _ = layers.scan(nnx.merge(graphdef, params), x, call, mesh=one_device, remat=remat)
             return (out**2).sum()
 
-        expected = small.jit(jax.grad(total), static_argnums=1)(params, "none")
-        ours = small.jit(jax.grad(total), static_argnums=1)(params, remat)
+        expected = jax.jit(jax.grad(total), static_argnums=1)(params, "none")
+        ours = jax.jit(jax.grad(total), static_argnums=1)(params, remat)
     for mine, reference in zip(jax.tree.leaves(ours), jax.tree.leaves(expected), strict=True):
         np.testing.assert_allclose(mine, reference, rtol=1e-5, atol=1e-7)
     text = str(jax.make_jaxpr(jax.grad(total), static_argnums=1)(params, remat))

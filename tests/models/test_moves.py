@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-import small
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.models import moves
 
@@ -24,7 +23,7 @@ def test_spread_and_collect_by_hand(context):
     mesh = on(context)
     x = np.arange(10.0, 18.0, dtype=np.float32)[None, :, None]
 
-    @small.jit
+    @jax.jit
     def run(x):
         groups, slots = moves.even_groups((PAIRS, TRIPLE), SLOTS, mesh)
         parts = moves.spread(x, groups, slots, mesh, ())
@@ -50,7 +49,7 @@ def test_gradients_are_those_of_plain_indexing():
     def plain(x):
         return jnp.where((SLOTS >= 0)[..., None], x**2, 0)
 
-    @small.jit
+    @jax.jit
     def run(x, pull):
         (out, back), (expected, expected_back) = (jax.vjp(f, x) for f in (ours, plain))
         return (out, back(pull)), (expected, expected_back(pull))
@@ -64,7 +63,7 @@ def test_rearrange_by_hand():
     index, inverse = np.int32([[-1, 1, -1, 0]]), np.int32([[3, 1]])
     pull = np.float32([[[1.0], [10.0], [100.0], [1000.0]]])
 
-    @small.jit
+    @jax.jit
     def run(x):
         out, back = jax.vjp(lambda x: moves.rearrange(x, index, inverse, on(2), "patches", "seq"), x)
         return out, back(pull)[0]

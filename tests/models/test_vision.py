@@ -40,7 +40,7 @@ def test_bytes_of_padding_change_nothing(one_device):
     other[0, num:] = np.random.default_rng(0).integers(0, 256, other[0, num:].shape)
     graphdef, params = small.make_params(CONFIG, one_device)
 
-    @small.jit
+    @jax.jit
     def tower(batch: types.VisionBatch):
         return nnx.merge(graphdef, params).visual(batch)[0, : num // 4]
 

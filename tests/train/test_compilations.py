@@ -80,6 +80,7 @@ def test_rollout_and_update_compile_once_for_a_bucket(policy):
         [(2, 50), (1, 5)],
         [(1, 60), None, (3, 3), (4, 33)],
     ]
+    jax.clear_caches()  # of other tests of this process
     step, training = steps.make_gspo_step(GSPO), state.make_state(policy, GSPO)
     prompt_bucket, group_bucket = rollout.GrowingBucket(), rollout.GrowingBucket()
     names = []

@@ -73,7 +73,7 @@ def test_a_shared_prompt_gives_loss_and_gradients_of_separate_rows(models, lengt
     alone = [prompt for prompt in PROMPTS for _ in range(size)]
     split = [[c] for group in completions for c in group]
 
-    @small.jit
+    @jax.jit
     def run(rollouts):
         def loss(params):
             return steps.gspo_loss(graphdef, params, reference, rollouts, STEP)

@@ -24,7 +24,6 @@ FLAGS = {
     "gspo": ("--batch-size", "6", "--minibatches", "2", "--max-bad-fraction", "0.4", "--kl-coef", "0.1"),
 }
 MESHES = {2: "fsdp=2", 4: "data=2,fsdp=2"}  # by the number of devices: each of a process of its own, or all of one
-FOUR = ["sft", "gspo"] if KILLS > 1 else ["sft"]  # stages that run over four processes: `make soak` has both
 BOUND_S = 60  # within which a survivor must have ended; a few seconds on a quiet machine
 
 
@@ -70,7 +69,8 @@ def whole_run(server, number, stage, root, devices=None) -> Path:
     return out
 
 
-@pytest.mark.parametrize(("stage", "number"), [*((stage, 2) for stage in STEPS), *((stage, 4) for stage in FOUR)])
+@pytest.mark.parametrize("stage", STEPS)
+@pytest.mark.parametrize("number", [2, pytest.param(4, marks=pytest.mark.soak)])
 def test_several_processes_give_the_numbers_of_one(stage, number, server, root):
     one, several = whole_run(server, 1, stage, root, devices=number), whole_run(server, number, stage, root)
     ours, theirs = (test_kill.lines(run / "metrics.jsonl") for run in (several, one))
@@ -115,7 +115,7 @@ def end_of(server, pid, out, process) -> str:
     return lost[-1]
 
 
-@pytest.mark.parametrize("stage", STEPS)
+@pytest.mark.parametrize("stage", ["sft", pytest.param("gspo", marks=pytest.mark.soak)])
 def test_a_run_goes_on_after_one_of_its_processes_was_killed(stage, server, root):
     """Killed with SIGKILL at seeded moments, the first and the second in turn: bit for bit the uninterrupted run."""
     out, draw = root / f"{stage}_killed", random.Random(f"hosts {stage}")
@@ -151,7 +151,7 @@ def test_a_run_goes_on_after_one_of_its_processes_was_killed(stage, server, root
         assert test_kill.batches(Path(f"{out}-{process}")) == test_kill.batches(Path(f"{whole}-{process}"))
 
 
-@pytest.mark.parametrize("silent", [0, 1])
+@pytest.mark.parametrize("silent", [0, pytest.param(1, marks=pytest.mark.soak)])
 def test_a_silent_process_counts_as_gone(silent, server, root):
     """As when its machine has lost its power: no connection is closed, nothing is heard."""
     out = root / f"silent_{silent}"

@@ -18,7 +18,7 @@ import tiny_runs
 from openo3_jax.train import checkpoint
 
 pytestmark = pytest.mark.timeout(1200)
-KILLS = int(os.environ.get("KILLS", "5"))
+KILLS = int(os.environ.get("KILLS", "2"))
 FREE = ("time/", "memory/")  # groups of metrics that may differ between two runs
 
 

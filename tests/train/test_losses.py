@@ -55,7 +55,7 @@ def test_chunks_and_meshes_agree_with_the_dense_formula(monkeypatch, axes, chunk
     targets = np.where(slots < 0, -1, draw.integers(0, vocab, (rows, num_targets))).astype(np.int32)
     pull = draw.normal(size=(rows, num_targets)).astype(np.float32)
 
-    @small.jit
+    @jax.jit
     def run(hidden, head, slots, targets, pull):
         def chunked(hidden, head):
             return losses.target_scores(hidden, head, slots, targets, mesh=mesh).logp
@@ -89,7 +89,7 @@ ROWS = [SAMPLES], [[sample] for sample in SAMPLES]
 def loss_and_gradients(one_device):
     graphdef, params = small.make_params(CONFIG, one_device)
 
-    @small.jit
+    @jax.jit
     def run(params, batch):
         def loss(params):
             return steps.sft_loss(graphdef, params, batch, SFT)

@@ -67,7 +67,7 @@ def test_muon_turns_kernels_and_adam_the_rest(weights, given, adam_rate):
     """
     _, params, grads = weights
     config = OptimizerConfig(name="muon", learning_rate=0.01, adam_learning_rate=given, clip_norm=1e9)
-    update = small.jit(lambda params, grads: first_update(config, params, grads))(params, grads)
+    update = jax.jit(lambda params, grads: first_update(config, params, grads))(params, grads)
     seen = {"kernel": 0, "other": 0}
     for path, leaf in jax.tree_util.tree_leaves_with_path(update):
         if "kernel" in jax.tree_util.keystr(path):

@@ -20,6 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
+import compiling
 from openo3_jax import cli, recipes, tiny
 from openo3_jax.config import OptimizerConfig, RunConfig, SamplingConfig, VideoConfig
 from openo3_jax.data import pipeline, rl_prompts, synthetic
@@ -69,7 +70,6 @@ class Server:
 
     def __init__(self):
         env = os.environ | {
-            "XLA_FLAGS": "--xla_force_host_platform_device_count=1",
             "JAX_COMPILATION_CACHE_DIR": str(Path(__file__).parents[2] / ".jax_cache"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "PYTHONPATH": os.pathsep.join(sys.path),
@@ -143,9 +143,7 @@ def run_forked(devices: int, name: str, stage: str, root: str, out: str, *more: 
     """Never returns, unless as a process of its own does: what the interpreter does at its end is done too."""
     code = 1
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with the process that forked it
-    if name:  # a device of many: more to compile, without LLVM's optimizations
-        flags = f"--xla_force_host_platform_device_count={devices} --xla_backend_optimization_level=0"
-        os.environ["XLA_FLAGS"] = flags
+    os.environ |= compiling.settings(devices)
     try:
         errors = os.open(f"{out}{name}.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(errors, 2)
