@@ -93,6 +93,11 @@ def render(request: Request, answer: Answer, estimate: Estimate) -> str:
     )
     cost = "" if rates.price is None else f", {estimate.run_cost:.0f} at {rates.price:g} for a device and hour"
     lines.append(f"the run of {request.config.steps} steps, in the recipes an epoch: {estimate.run_hours:.1f} h{cost}")
+    if load.padding > 1:
+        lines.append(
+            f"{1 / load.padding:.0%} of the rows hold samples, the rest is padding for this many devices: a batch_size "
+            f"{load.padding:g} times as large takes as long"
+        )
     if isinstance(request.config, GSPOConfig):
         lines.append("every completion is taken to have all of its tokens: what ends earlier takes less")
     return "\n".join(lines)

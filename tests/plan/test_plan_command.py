@@ -333,6 +333,7 @@ def test_a_plan_from_the_command_line(monkeypatch, tmp_path, capsys, answers):
     assert cli.main([*words, "--json", str(tmp_path / "plan.json")]) == 0
     text = capsys.readouterr().out
     assert "fits: peak" in text and "at 2 for a device and hour" in text and "all-gather" in text
+    assert "of the rows hold samples" not in text
     assert "if 40% of the arithmetic and 60% of the bandwidths are reached" in text and "optimizer" in text
     found = json.loads((tmp_path / "plan.json").read_text())
     assert found["fits"] and found["programs"][0]["collectives"][0]["sent_bytes"] > 0
@@ -341,6 +342,10 @@ def test_a_plan_from_the_command_line(monkeypatch, tmp_path, capsys, answers):
     assert kinds["optimizer"] == pytest.approx(2 * kinds["trained weights"], rel=1e-3)
     assert kinds["activations, gradients, gathered weights"] == found["programs"][0]["temporary"] > 0
     assert found["model_flops"] > 0
+    empty = answers["sft"]._replace(load=answers["sft"].load._replace(padding=4.0))
+    monkeypatch.setattr(compiler.Compiler, "__call__", lambda self, wish: empty)
+    assert cli.main(words) == 0
+    assert "25% of the rows hold samples" in capsys.readouterr().out
     huge = answers["sft"]._replace(programs=[answers["sft"].programs[0]._replace(temporary=2**40)])
     monkeypatch.setattr(compiler.Compiler, "__call__", lambda self, wish: huge)
     assert cli.main(words) == 3
