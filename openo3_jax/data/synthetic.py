@@ -3,11 +3,13 @@
 Videos are H.264 mp4, key frames and pictures JPEG, records and directories those of the released files.
 """
 
+import functools
 import io
 import json
 import os
 import pathlib
 from collections.abc import Callable, Collection
+from concurrent import futures
 from typing import Any
 
 import av
@@ -94,15 +96,17 @@ def write_dataset(
         raise InputError(f"num_train={num_train}; expected at least 1 record")
     config = config or WorldConfig()
     for before, stage in enumerate(stages):
+        write = functools.partial(_write_record, pathlib.Path(root, "videos"), stage, seed, config)
         records = []
-        for i in range(num_train):
-            records.append(_write_record(pathlib.Path(root, "videos"), stage, i, seed, config))
-            advance(before * num_train + i + 1)
+        with futures.ThreadPoolExecutor(os.cpu_count()) as pool:  # an encoder does not hold the interpreter's lock
+            for record in pool.map(write, range(num_train)):
+                records.append(record)
+                advance(before * num_train + len(records))
         text = json.dumps(records, indent=1) + "\n"
         _save(pathlib.Path(root, "json_data", annotations.STAGE_FILES[stage]), text.encode())
 
 
-def _write_record(videos: pathlib.Path, stage: tasks.Stage, i: int, seed: int, config: WorldConfig) -> dict[str, Any]:
+def _write_record(videos: pathlib.Path, stage: tasks.Stage, seed: int, config: WorldConfig, i: int) -> dict[str, Any]:
     """Record `i` of a stage, with its media written."""
     draw = np.random.default_rng([seed, i, _STAGES.index(stage)])
     scene = world.make_scene(int(draw.integers(2**32)), config)

@@ -56,7 +56,7 @@ PLANS: dict[Size, Plan] = {
     "quick": Plan(
         recipes.demo(steps=4), recipes.demo_gspo(steps=2), clips={"sft": 96, "rl": 48}, held_out=24, samples=2
     ),
-    "demo": Plan(recipes.demo(), recipes.demo_gspo(), clips={"sft": 1920, "rl": 864}, held_out=528, samples=4),
+    "demo": Plan(recipes.demo(), recipes.demo_gspo(), clips={"sft": 1920, "rl": 864}, held_out=396, samples=4),
     "full": Plan(
         recipes.demo(steps=900), recipes.demo_gspo(steps=250), clips={"sft": 6000, "rl": 3000}, held_out=600, samples=8
     ),
