@@ -16,7 +16,7 @@ from openo3_jax import hosts
 from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import GSPOConfig
-from openo3_jax.data import annotations, fitting_bucket, plan, prompts, rl_prompts
+from openo3_jax.data import annotations, plan, prompts, rl_prompts
 from openo3_jax.errors import InputError
 from openo3_jax.train import guards, journal, loop, profiling, rollout, run, runlog, steps
 from openo3_jax.train import resume as resume_lib
@@ -108,7 +108,7 @@ class _GSPO:
         self._out = out
         self._max_bad = max_bad
         self._bad: dict[int, str] = {}
-        self._prompt_bucket, self._group_bucket = fitting_bucket.FittingBucket(), fitting_bucket.FittingBucket()
+        self._prompt_bucket, self._group_bucket = rollout.GrowingBucket(), rollout.GrowingBucket()
         self._cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(config.compute_dtype), params))
         self._score = steps.make_score_step(config)
         self._step = steps.make_gspo_step(config)
@@ -119,7 +119,7 @@ class _GSPO:
         return {"position": self._source.state(step)._asdict(), "buckets": buckets, "bad": [*self._bad.items()]}
 
     def remember(self, memory: Mapping[str, Any]) -> None:
-        self._prompt_bucket, self._group_bucket = map(fitting_bucket.FittingBucket.from_json, memory["buckets"])
+        self._prompt_bucket, self._group_bucket = map(rollout.GrowingBucket.from_json, memory["buckets"])
         self._bad = {index: error for index, error in memory["bad"]}
 
     def __call__(self, state: TrainState, step: int) -> tuple[TrainState, dict[str, float]]:

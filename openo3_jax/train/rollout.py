@@ -10,8 +10,7 @@ from jaxtyping import Shaped
 from openo3_jax import hosts
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import GSPOConfig
-from openo3_jax.data import groups
-from openo3_jax.data.fitting_bucket import FittingBucket
+from openo3_jax.data import groups, packing
 from openo3_jax.data.rl_prompts import Prompt
 from openo3_jax.errors import InputError
 from openo3_jax.policy import Generations, Policy
@@ -34,6 +33,29 @@ class Groups(NamedTuple):
     generations: Generations
     rewards: Rewards
     advantages: Advantages
+
+
+class GrowingBucket:
+    """The union of all buckets asked for: shapes only grow, so that few programs are compiled."""
+
+    def __init__(self):
+        self._bucket: packing.Bucket | None = None
+
+    def __call__(self, need: packing.Bucket) -> packing.Bucket:
+        self._bucket = need if self._bucket is None else packing.union(self._bucket, need)
+        return self._bucket
+
+    def to_json(self) -> dict[str, Any] | None:
+        """What a checkpoint keeps: None before the first bucket."""
+        return None if self._bucket is None else dataclasses.asdict(self._bucket)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any] | None) -> "GrowingBucket":
+        growing = cls()
+        if values is not None:
+            frames = {int(size): count for size, count in values["frames"].items()}
+            growing._bucket = packing.Bucket(**{**values, "frames": frames})
+        return growing
 
 
 def prompt_seeds(seed: int, step: int, number: int) -> list[int]:
@@ -129,7 +151,7 @@ def _join(parts: Sequence[Mapping[str, Any]], num_prompts: int, group: int) -> R
     )
 
 
-def make_rollouts(policy: Policy, sampled: Groups, rows: slice, config: GSPOConfig, bucket: FittingBucket) -> Rollouts:
+def make_rollouts(policy: Policy, sampled: Groups, rows: slice, config: GSPOConfig, bucket: GrowingBucket) -> Rollouts:
     """The groups of some prompts as arrays on the devices, one row for each; `old_logp` is the sampler's.
 
     Rows are those of a full minibatch: what is missing is padding. Of several processes each makes those it holds.

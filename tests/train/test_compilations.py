@@ -9,7 +9,7 @@ import pytest
 import small
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import GSPOConfig, SamplingConfig, SFTConfig
-from openo3_jax.data import fitting_bucket, groups, packing, rl_prompts
+from openo3_jax.data import groups, packing, rl_prompts
 from openo3_jax.rewards.score import Rewards
 from openo3_jax.train import machine, rollout, state, steps
 
@@ -82,7 +82,7 @@ def test_rollout_and_update_compile_once_for_a_bucket(policy):
     ]
     jax.clear_caches()  # of other tests of this process
     step, training = steps.make_gspo_step(GSPO), state.make_state(policy, GSPO)
-    prompt_bucket, group_bucket = fitting_bucket.FittingBucket(), fitting_bucket.FittingBucket()
+    prompt_bucket, group_bucket = rollout.GrowingBucket(), rollout.GrowingBucket()
     names = []
     for number, wanted in enumerate(steps_):
         samples = [None if one is None else sample(policy, *one) for one in wanted]

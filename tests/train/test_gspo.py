@@ -9,7 +9,7 @@ import pytest
 import small
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import AdvantageConfig, GSPOConfig, OptimizerConfig, SamplingConfig
-from openo3_jax.data import fitting_bucket, groups, packing, rl_prompts
+from openo3_jax.data import groups, packing, rl_prompts
 from openo3_jax.errors import InputError
 from openo3_jax.models import qwen2_5_vl
 from openo3_jax.policy import Generations
@@ -154,7 +154,7 @@ def test_the_ratio_of_the_first_update_is_one(policy):
     prompts = ask(policy, *QUESTIONS)
     out = policy.continue_samples([prompt.sample for prompt in prompts], SAMPLING, [5, 6, 7])
     sampled = rollout.Groups(prompts, out, *rollout.judge(prompts, out, config, give_nothing, 1.0))
-    rollouts = rollout.make_rollouts(policy, sampled, slice(0, 3), config, fitting_bucket.FittingBucket())
+    rollouts = rollout.make_rollouts(policy, sampled, slice(0, 3), config, rollout.GrowingBucket())
     _, parts = jax.jit(lambda params, r: steps.gspo_loss(policy.graphdef, params, None, r, config))(
         policy.params, rollouts
     )
@@ -171,7 +171,7 @@ def test_padding_is_what_the_rows_leave_empty(policy):
     ]
     out = policy.continue_samples([prompt.sample for prompt in prompts], SAMPLING, [5, 6, 7])
     sampled = rollout.Groups(prompts, out, *rollout.judge(prompts, out, config, give_nothing, 1.0))
-    kept, bucket = [slice(0, 1), slice(1, 2)], fitting_bucket.FittingBucket()  # of the third nothing is kept
+    kept, bucket = [slice(0, 1), slice(1, 2)], rollout.GrowingBucket()  # of the third nothing is kept
     batches = [rollout.make_rollouts(policy, sampled, rows, config, bucket) for rows in kept]
     found = gspo._padding(sampled, kept, batches)
     empty = np.concatenate([np.asarray(one.batch.segments == 0).ravel() for one in batches])
@@ -217,7 +217,7 @@ def climb(policy, *, shuffle: bool) -> list[float]:
     """Mean reward of every step of the toy task: to write sevens."""
     prompts = ask(policy, "Why?", "Where is it?", "What do you see?", "When?")
     training, step = state.make_state(policy, TOY), steps.make_gspo_step(TOY)
-    reward, bucket = rollout.own_reward(share_of_sevens), fitting_bucket.FittingBucket()
+    reward, bucket = rollout.own_reward(share_of_sevens), rollout.GrowingBucket()
     draw = np.random.default_rng(0)
     history: list[float] = []
     for number in range(TOY.steps):
