@@ -34,6 +34,7 @@ def one_device():
 
 @pytest.fixture(scope="module", autouse=True)
 def optimized(request):
+    """Files that train compile as users do."""
     before = jax.config.read("jax_disable_most_optimizations")
     jax.config.update("jax_disable_most_optimizations", before and request.path.name not in TRAINS)
     yield
