@@ -19,8 +19,8 @@ def keep_top_k(logits: Float[Array, "*rows vocab"], k: int) -> Float[Array, "*ro
 def keep_top_p(logits: Float[Array, "*rows vocab"], p: float) -> Float[Array, "*rows vocab"]:
     """The smallest set of largest logits whose probability reaches p stays (ties with its last too); at least one does.
 
-    Nothing is sorted, which takes a CPU longer than all else in a small decoder: the least probability to keep is
-    found by halving, over the bit patterns of floats from 0 to 1, which are ordered as the floats are.
+    `p`: in (0, 1). Nothing is sorted, which takes a CPU longer than all else in a small decoder: the least probability
+    to keep is found by halving, over the bit patterns of floats from 0 to 1, which are ordered as the floats are.
     """
     probability = jax.nn.softmax(logits, axis=-1)
     low = jnp.zeros((*logits.shape[:-1], 1), jnp.int32)  # what is kept from here on reaches p

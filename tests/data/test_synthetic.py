@@ -226,3 +226,13 @@ def test_beats_and_stays_bound_when_an_object_is_there():
 def test_worlds_that_cannot_be(change, message):
     with pytest.raises(InputError, match=message):
         world.WorldConfig(**change)
+
+
+def test_an_interruption_leaves_the_other_clips_unwritten(tmp_path):
+    def stop(done):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        synthetic.write_dataset(tmp_path, num_train=200, seed=0, stages=["sft"], advance=stop)
+    assert len([file for file in tmp_path.rglob("*") if file.suffix in (".mp4", ".jpg")]) < 100
+    assert not (tmp_path / "json_data").exists()
