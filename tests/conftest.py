@@ -2,9 +2,9 @@
 
 import os
 
-import compiling
+import compile_flags
 
-os.environ.update(compiling.settings(devices=8) | dict(os.environ))
+os.environ.update(compile_flags.settings(devices=8) | dict(os.environ))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import jax

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-import compiling
+import compile_flags
 
 ROOT = Path(__file__).parents[1]
 
@@ -18,7 +18,7 @@ def test_every_part_is_measured(tmp_path):
     """The card's two rates, SFT, decoding, and GSPO with its phases; nothing is judged on a CPU."""
     environment = (
         os.environ
-        | compiling.settings(devices=1)
+        | compile_flags.settings(devices=1)
         | {
             "PYTHONPATH": str(ROOT),
             "JAX_COMPILATION_CACHE_DIR": str(ROOT / ".jax_cache"),

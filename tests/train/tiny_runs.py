@@ -20,7 +20,7 @@ from pathlib import Path
 import jax
 import numpy as np
 
-import compiling
+import compile_flags
 from openo3_jax import cli, recipes, tiny
 from openo3_jax.config import OptimizerConfig, RunConfig, SamplingConfig, VideoConfig
 from openo3_jax.data import pipeline, rl_prompts, synthetic
@@ -143,7 +143,7 @@ def run_forked(devices: int, name: str, stage: str, root: str, out: str, *more: 
     """Never returns, unless as a process of its own does: what the interpreter does at its end is done too."""
     code = 1
     ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: it ends with the process that forked it
-    os.environ |= compiling.settings(devices)
+    os.environ |= compile_flags.settings(devices)
     try:
         errors = os.open(f"{out}{name}.err", os.O_WRONLY | os.O_CREAT | os.O_APPEND)
         os.dup2(errors, 2)
