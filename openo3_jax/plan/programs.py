@@ -92,14 +92,13 @@ def _rollout(
     prompts = abstract_batch(load.prompt, load.prompts, model, mesh)
     slots = _described((load.prompts, load.prompt.seq), jnp.int32, mesh, "rows")
     prefill = jax.jit(generate.prefill, static_argnums=0).lower(graphdef, shapes.weights, prompts, slots)
-    program, compiled = checked("prefill", prefill, resident=fixed - num_bytes(shapes.state.frozen))
+    program, compiled = checked("prefill", prefill, alive=fixed + cast + num_bytes((prompts, slots)))
     yield program
     if compiled is None:
         return
     made = _placed(jax.eval_shape(partial(generate.prefill, graphdef), shapes.weights, prompts, slots), compiled)
     lay_out = jax.jit(generate.sampling_layout, static_argnums=0).lower(graphdef, shapes.weights)
-    resident = fixed - num_bytes(shapes.state.frozen) + num_bytes(made)
-    program, compiled = checked("layout", lay_out, resident=resident)
+    program, compiled = checked("layout", lay_out, alive=fixed + cast + num_bytes(made))
     yield program
     if compiled is None:
         return
@@ -117,7 +116,8 @@ def _rollout(
     heads = model.text.num_key_value_heads * model.text.head_dim // mesh.shape["tensor"]
     rows = load.prompts // mesh_lib.mesh_size(mesh, mesh_lib.LOGICAL_AXES["rows"])
     cache = rows * sampling.num_samples * capacity * heads * jnp.dtype(config.compute_dtype).itemsize
-    yield checked("decode", decode, resident=fixed + cast, trips=capacity, copies_from=cache)[0]
+    alive = fixed + cast + num_bytes((layout, made))
+    yield checked("decode", decode, alive=alive, trips=capacity, copies_from=cache)[0]
 
 
 def num_bytes(tree: Any) -> int:
@@ -167,11 +167,13 @@ def _compile(
     model: ModelConfig,
     mesh: Mesh,
     options: Mapping[str, Any] | None,
-    resident: int = 0,
+    alive: int = 0,
     trips: int = 1,
     copies_from: int = 2**62,
 ) -> tuple[Program, jax.stages.Compiled | None]:
-    """`trips`: of the loop that ends when all are done. `copies_from`: bytes from which on a copy is counted."""
+    """`alive`: bytes of a device that are taken while it runs, whether it reads them or not; `trips`: of the loop that
+    ends when all are done; `copies_from`: bytes from which on a copy is counted.
+    """
     started_s = time.monotonic()
     try:
         compiled = lowered.compile(compiler_options=options)
@@ -190,7 +192,7 @@ def _compile(
         arguments=memory.argument_size_in_bytes,
         outputs=memory.output_size_in_bytes - memory.alias_size_in_bytes,
         temporary=memory.temp_size_in_bytes,
-        resident=resident,
+        resident=max(0, alive - memory.argument_size_in_bytes),
         collectives=hlo.collectives(text, unknown_trips=trips),
         gathered_outside_loops=hlo.gathered_outside_loops(text),
         most_logits=hlo.most_logits(text, vocab=vocab, dims={dim, dim // ways}),

@@ -116,6 +116,18 @@ def test_programs_of_stage_two_are_those_of_a_step(answers):
     assert answer.programs[-1].arguments == pytest.approx(state + programs.num_bytes(batch), rel=0.02)
 
 
+def test_what_a_program_does_not_read_takes_memory_too(answers):
+    """The tower's weights while the decoder's are laid out, and the state beside all of the sampler's programs."""
+    answer = answers["gspo"]
+    weights = programs.num_bytes(programs.make_abstract(GSPO, MODEL, mesh_lib.make_mesh({"fsdp": 8})).weights)
+    state = sum(getattr(answer, name) for name in compiler.Answer._fields if name.endswith("_bytes"))
+    prefill, layout, decode = answer.programs[:3]
+    for one, before in ((prefill, 0), (layout, prefill.outputs), (decode, prefill.outputs + layout.outputs)):
+        assert one.arguments + one.resident > 0.99 * (state + weights + before), (
+            one.name
+        )  # outputs count some bytes of their own
+
+
 # ---- nothing is allocated, everything is counted ----
 
 
