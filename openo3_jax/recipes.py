@@ -5,7 +5,6 @@ from collections.abc import Mapping
 
 from openo3_jax import tasks
 from openo3_jax.config import (
-    AdvantageConfig,
     GSPOConfig,
     LoRAConfig,
     OptimizerConfig,
@@ -91,7 +90,6 @@ def demo_gspo(*, steps: int = 72) -> GSPOConfig:
         groups_per_row=2,
         sampling=SamplingConfig(num_samples=8, max_new_tokens=128, top_p=0.95),
         rules="hardened",  # without the names of objects in the reward, names are what is given up first
-        advantages=AdvantageConfig(scale="batch"),
         compute_dtype="float32",
         remat="none",
         optimizer=OptimizerConfig(learning_rate=2e-4, schedule="cosine", warmup_steps=4, clip_norm=1.0),

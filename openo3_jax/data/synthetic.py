@@ -191,7 +191,7 @@ class _Asked:
             tasks.GENERAL_MCQ: (what_color, letter, f"At {early_s} I see a {track.name}: {letter}."),
             tasks.GENERAL_FREE_FORM: (
                 f"Which way does the {track.shape} move?",
-                f"To the {track.direction}" if track.direction != "nowhere" else "Nowhere",
+                track.direction.capitalize(),  # one word each: no guess earns part of another's ROUGE
                 f"From {early_s} to {late_s} it moves {_way(track.direction)}.",
             ),
         }[task]

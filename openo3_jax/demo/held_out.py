@@ -27,9 +27,10 @@ class Questions(NamedTuple):
 
 
 class Held(NamedTuple):
-    """What a policy earned on each question: mean reward of its samples; greedily the reward and `records.COLUMNS`."""
+    """What a policy earned on each question: mean reward and `records.COLUMNS` of its samples, and both greedily."""
 
     reward: Float[np.ndarray, "questions 1"]
+    drawn: Float[np.ndarray, "questions 4"]
     greedy: Float[np.ndarray, " questions"]
     columns: Float[np.ndarray, "questions 4"]
     texts: list[str]  # the greedy answers
@@ -40,6 +41,11 @@ class Held(NamedTuple):
         means = metrics.column_means(records.means(self.columns[chosen]))
         own = {"mam": float(metrics.mam(means)), "mlgm": float(metrics.mlgm(means))}
         return named | own | {"reward": float(self.reward[chosen].mean()), "greedy": float(self.greedy[chosen].mean())}
+
+    @property
+    def drawn_mlgm(self) -> float:
+        """mLGM of the samples, over all questions."""
+        return float(metrics.mlgm(metrics.column_means(records.means(self.drawn))))
 
 
 def load(root: Path, policy: Policy, video: VideoConfig, prompts_file: Path) -> Questions:
@@ -56,18 +62,27 @@ def measure(policy: Policy, asked: Questions, sampling: SamplingConfig, rules: s
     """Answer everything twice: by `sampling` with fixed seeds, and greedily. `file` keeps it; if it is there, read."""
     if file.exists():
         kept = store.read_json(file)
-        columns = np.array(kept["columns"], np.float64)
-        return Held(np.array(kept["reward"]), np.array(kept["greedy"]), columns, kept["texts"])
+        drawn, columns = (np.array(kept[name], np.float64) for name in ("drawn", "columns"))
+        return Held(np.array(kept["reward"]), drawn, np.array(kept["greedy"]), columns, kept["texts"])
     number = len(asked.samples)
     draw = functools.partial(sampled.sample_rewards, policy, asked.samples, asked.records, rules=rules, seed=SEED)
     with progress.Progress(f"questions to {file.stem}, sampled and greedily", 2 * number) as bar:
         rewards = draw(sampling, advance=lambda done: bar.update(done, ""))
         once = dataclasses.replace(sampling, num_samples=1, temperature=0.0)
         greedy = draw(once, advance=lambda done: bar.update(number + done, ""))
+    every = [
+        records.judge(asked.records, texts) for texts in zip(*rewards.texts, strict=True)
+    ]  # by number of the sample
     texts = [row[0] for row in greedy.texts]
-    held = Held(rewards.total.mean(1, keepdims=True), greedy.total[:, 0], records.judge(asked.records, texts), texts)
-    kept = {"reward": held.reward.tolist(), "greedy": held.greedy.tolist(), "columns": _with_null(held.columns)}
-    kept["texts"] = texts
+    held = Held(
+        reward=rewards.total.mean(1, keepdims=True),
+        drawn=np.mean(every, axis=0),
+        greedy=greedy.total[:, 0],
+        columns=records.judge(asked.records, texts),
+        texts=texts,
+    )
+    kept = {"reward": held.reward.tolist(), "drawn": _with_null(held.drawn)}
+    kept |= {"greedy": held.greedy.tolist(), "columns": _with_null(held.columns), "texts": texts}
     file.parent.mkdir(exist_ok=True)
     store.replace_text(file, json.dumps(kept) + "\n")
     return held
