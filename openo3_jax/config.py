@@ -454,7 +454,6 @@ class GSPOConfig:
     steps: int  # rollouts
     batch_size: int = 8  # prompts per step, over all devices
     minibatches: int = 1  # updates per step; each has an equal share of the prompts
-    groups_per_row: int = 1  # of an update, at most: with more, less is padding; kernels of GPUs and TPUs need 1
     seed: int = 0  # order of the records, and sampling
     weights: tuple[tuple[str, float], ...] = ()  # (task or source, how often its records are seen in an epoch)
     workers: int = 0  # decoding processes on each host; 0: one per core, at most 32
@@ -478,10 +477,10 @@ class GSPOConfig:
     run: RunConfig = RunConfig()
 
     def __post_init__(self):
-        if min(self.steps, self.batch_size, self.minibatches, self.groups_per_row) < 1:
+        if self.steps < 1 or self.batch_size < 1 or self.minibatches < 1:
             raise InputError(
-                f"gspo: steps={self.steps}, batch_size={self.batch_size}, minibatches={self.minibatches} and "
-                f"groups_per_row={self.groups_per_row} must be at least 1"
+                f"gspo: steps={self.steps}, batch_size={self.batch_size} and minibatches={self.minibatches} must be "
+                "at least 1"
             )
         if self.batch_size % self.minibatches:
             raise InputError(f"gspo: minibatches={self.minibatches} do not divide batch_size={self.batch_size} prompts")
@@ -511,13 +510,3 @@ class GSPOConfig:
     def updates(self) -> int:
         """Of the weights, in the whole run."""
         return self.steps * self.minibatches
-
-    @property
-    def update_prompts(self) -> int:
-        """Prompts of an update."""
-        return self.batch_size // self.minibatches
-
-    @property
-    def update_rows(self) -> int:
-        """Rows that an update needs at least."""
-        return -(-self.update_prompts // self.groups_per_row)

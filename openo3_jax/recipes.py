@@ -87,7 +87,6 @@ def demo_gspo(*, steps: int = 72) -> GSPOConfig:
     return GSPOConfig(
         steps=steps,
         batch_size=12,
-        groups_per_row=2,
         sampling=SamplingConfig(num_samples=8, max_new_tokens=128, top_p=0.95),
         rules="hardened",  # without the names of objects in the reward, names are what is given up first
         compute_dtype="float32",

@@ -126,9 +126,8 @@ class Batch:
 class Rollouts:
     """Prompts with their groups of completions, scored, ready for an update of stage two.
 
-    A row of `batch` holds a prompt and all of its completions, each on its own branch, or several such groups, each a
-    segment; its targets are the completions' tokens. `completion[r, j]`: to which completion of the row, counted over
-    its groups, target j belongs, -1 is padding. `sampled_logp`, `old_logp`: nats, by the
+    Row r of `batch` holds prompt r and all of its completions, each on its own branch; its targets are their tokens.
+    `completion[r, j]`: to which completion target j belongs, -1 is padding. `sampled_logp`, `old_logp`: nats, by the
     sampler, and by the policy that the ratio is taken against. `keep`: False for what the loss leaves out.
     """
 
@@ -136,5 +135,5 @@ class Rollouts:
     completion: Int[Array, "rows num_targets"]
     sampled_logp: Float[Array, "rows num_targets"]
     old_logp: Float[Array, "rows num_targets"]
-    advantage: Float[Array, "rows completions"]
-    keep: Bool[Array, "rows completions"]
+    advantage: Float[Array, "rows group"]
+    keep: Bool[Array, "rows group"]

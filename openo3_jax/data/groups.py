@@ -1,10 +1,6 @@
-"""A prompt and all of its completions in a row: the prompt is computed once, each completion is a branch of it.
-
-A row may hold several such groups; their segments keep them apart.
-"""
+"""A prompt and all of its completions in one row: the prompt is computed once, each completion is a branch of it."""
 
 import dataclasses
-import itertools
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,44 +8,23 @@ from jaxtyping import Int
 
 from openo3_jax import config as config_lib
 from openo3_jax import types
-from openo3_jax.data import packing, plan
+from openo3_jax.data import packing
 
 Completions = Sequence[Int[np.ndarray, " _tokens"]]  # of one prompt; at least one token each
 
 
-def place_groups(rooms: Sequence[int | None], *, num_rows: int, parts: int = 1) -> list[list[int]]:
-    """Which groups stand in each row, so that the rows of a part are about equally long; `rooms` are in tokens.
-
-    Of `parts` equal parts of the groups each has an equal part of the rows to itself, as their devices hold them. None
-    is a group that is not there.
-
-    Example: rooms 5, 1, 4, 2 in two rows -> [[0, 1], [2, 3]], in two parts of one row each the same.
-    """
-    assert num_rows % parts == 0, (num_rows, parts)
-    size = -(-len(rooms) // parts)
-    rows: list[list[int]] = []
-    for part in range(parts):
-        there = [i for i in range(len(rooms))[part * size :][:size] if rooms[i] is not None]
-        filled = plan.fill_rows([rooms[i] for i in there], num_rows // parts)
-        rows += [[there[i] for i in row] for row in sorted(filled, key=lambda row: (not row, row))]
-    return rows
-
-
 def group_bucket(
-    prompts: Sequence[packing.Placed | None],
+    prompts: Sequence[packing.Placed],
     groups: Sequence[Completions],
     vision: config_lib.VisionConfig,
     *,
     num_rows: int,
-    rows: Sequence[Sequence[int]] | None = None,
 ) -> packing.Bucket:
-    """The smallest bucket, of `num_rows` rows, for the groups named in `rows`; None: a row for each of them."""
-    rows = _alone(prompts) if rows is None else rows
-    placed = [[room(prompts[i], groups[i]) for i in row] for row in rows]
-    targets = max((sum(len(tokens) for i in row for tokens in groups[i]) for row in rows), default=0)
+    """The smallest bucket whose rows hold a prompt with its group each, out of `num_rows` rows."""
+    rows = [[_room(prompt, group)] for prompt, group in zip(prompts, groups, strict=True)]
+    targets = max((sum(map(len, group)) for group in groups), default=0)
     return dataclasses.replace(
-        packing.bucket_for(placed, vision, num_rows=num_rows),
-        targets=packing.round_up(targets, packing.STEPS["targets"]),
+        packing.bucket_for(rows, vision, num_rows=num_rows), targets=packing.round_up(targets, packing.STEPS["targets"])
     )
 
 
@@ -60,57 +35,49 @@ def make_group_batch(
     config: config_lib.ModelConfig,
     *,
     pad_id: int,
-    rows: Sequence[Sequence[int]] | None = None,
 ) -> tuple[types.Batch, Int[np.ndarray, "rows num_targets"]]:
-    """Rows of prompt + completions, and for each target the number of its completion in the row, -1 for padding.
+    """Rows of prompt + completions, and for each target the number of its completion, -1 for padding.
 
-    A group: the prompt on branch 0, then completion g on branch g + 1, without its last token, which predicts nothing.
+    Row r: the prompt on branch 0, then completion g on branch g + 1, without its last token, which predicts nothing.
     Every completion's positions start at the prompt's largest + 1 on all three axes, and its first token is predicted
-    from the prompt's last slot. Targets stand completion by completion. `rows`: the numbers of the groups of each row,
-    one after the other; None: a row for each, which is padding where the prompt is None.
+    from the prompt's last slot. Targets stand completion by completion. A row without a prompt is padding.
 
     Example: a prompt a b with completions x y z and u v is a row a b x y u, branches 0 0 1 1 2, whose targets x y z u v
     are predicted from slots 1 2 3 1 4.
 
     Raises: InputError when a row needs more than the bucket has.
     """
-    rows = _alone(prompts) if rows is None else rows
-    joined = [[_join(prompts[i], groups[i]) for i in row] for row in rows]
-    batch = packing.make_batch(joined, bucket, config, pad_id=pad_id)
+    rows = [[_join(prompt, group)] if prompt else [] for prompt, group in zip(prompts, groups, strict=True)]
+    batch = packing.make_batch(rows, bucket, config, pad_id=pad_id)
     completion = np.full((bucket.rows, bucket.targets), -1, np.int32)
-    for row, numbers in enumerate(rows):
-        slot, target, count = 0, 0, itertools.count()
-        for i in numbers:
-            slot += len(prompts[i].tokens)
-            last = slot - 1  # of the prompt
-            for branch, tokens in enumerate(groups[i], start=1):
-                own = slice(slot, slot + len(tokens) - 1)
-                places = slice(target, target + len(tokens))
-                batch.branches[row, own] = branch
-                batch.target_slots[row, places] = [last, *range(own.start, own.stop)]
-                batch.targets[row, places] = tokens
-                completion[row, places] = next(count)
-                slot, target = own.stop, places.stop
+    for row, (prompt, group) in enumerate(zip(prompts, groups, strict=True)):
+        if prompt is None:
+            continue
+        slot, target = len(prompt.tokens), 0
+        for number, tokens in enumerate(group):
+            own = slice(slot, slot + len(tokens) - 1)
+            places = slice(target, target + len(tokens))
+            batch.branches[row, own] = number + 1
+            batch.target_slots[row, places] = [len(prompt.tokens) - 1, *range(own.start, own.stop)]
+            batch.targets[row, places] = tokens
+            completion[row, places] = number
+            slot, target = own.stop, places.stop
     return batch, completion
 
 
-def spread(rows: Sequence[Sequence[np.ndarray]], shape: tuple[int, int]) -> np.ndarray:
-    """Values of the tokens of each row's completions -> `[rows, num_targets]` float32, as its targets stand, then 0."""
+def spread(groups: Sequence[Sequence[np.ndarray]], shape: tuple[int, int]) -> np.ndarray:
+    """Values of every completion's tokens -> `[rows, num_targets]` float32, in the order of the targets, 0 behind."""
     out = np.zeros(shape, np.float32)
-    for row, completions in enumerate(rows):
-        values = np.concatenate([np.zeros(0, np.float32), *completions])
+    for row, group in enumerate(groups):
+        values = np.concatenate([np.zeros(0, np.float32), *group])
         out[row, : len(values)] = values
     return out
 
 
-def room(prompt: packing.Placed, group: Completions) -> packing.Size:
+def _room(prompt: packing.Placed, group: Completions) -> packing.Size:
     """What a prompt and its group take of a row; targets are counted elsewhere."""
     num = prompt.tokens if isinstance(prompt, packing.Size) else len(prompt.tokens)
     return packing.Size(num + sum(len(tokens) - 1 for tokens in group), 0, prompt.grids)
-
-
-def _alone(prompts: Sequence[packing.Placed | None]) -> list[list[int]]:
-    return [[] if prompt is None else [i] for i, prompt in enumerate(prompts)]
 
 
 def _join(prompt: types.Sample, group: Completions) -> types.Sample:

@@ -109,9 +109,9 @@ class Prompts:
 
     def _is_read(self, place: int) -> bool:
         """Whether this process's devices sample for the prompt in this place, or are trained on it."""
-        per_update = self._config.update_prompts
-        among = (place, self._config.batch_size), (place % per_update, per_update)
-        return any(self._share.part(number, all_of) in self._share.held for number, all_of in among)
+        per_update = self._config.batch_size // self._config.minibatches
+        rows = (place, self._config.batch_size), (place % per_update, per_update)
+        return any(self._share.part(row, num) in self._share.held for row, num in rows)
 
     def _mine(self, batch: loader.BatchPlan) -> list[int]:
         return [index for place, index in enumerate(_indices(batch)) if self._is_read(place)]

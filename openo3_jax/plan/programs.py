@@ -145,7 +145,7 @@ def _described(shape: tuple[int, ...], dtype: Any, mesh: Mesh, *logical: str) ->
 def _abstract_rollouts(batch: Batch, config: GSPOConfig, mesh: Mesh) -> Rollouts:
     of_targets = {name: jnp.float32 for name in ("sampled_logp", "old_logp")} | {"completion": jnp.int32}
     of_groups = {"advantage": jnp.float32, "keep": jnp.bool_}
-    group = (batch.targets.shape[0], config.groups_per_row * config.sampling.num_samples)
+    group = (batch.targets.shape[0], config.sampling.num_samples)
     return Rollouts(
         batch=batch,
         **{name: _described(batch.targets.shape, dtype, mesh, "rows") for name, dtype in of_targets.items()},

@@ -38,8 +38,7 @@ def grid_of(config: SFTConfig | GSPOConfig, model: ModelConfig) -> VisionGrid:
 def make_load(config: SFTConfig | GSPOConfig, model: ModelConfig, sizes: Sizes, ways: int) -> Load:
     """A step over `ways` devices that share the rows.
 
-    Rows of stage one are as long as they may be, with as many samples as fit; of stage two a row has as many prompts
-    with their groups as it may.
+    Rows of stage one are as long as they may be, with as many samples as fit; of stage two a prompt and its group.
     """
     grids = (grid_of(config, model),) * sizes.frames
     visual = sum(grid.num_patches for grid in grids) // model.vision.merge_unit
@@ -53,11 +52,10 @@ def make_load(config: SFTConfig | GSPOConfig, model: ModelConfig, sizes: Sizes, 
         rows = _round(filled, ways)
         return Load(rows, row, 0, None, grids, prompt, rows / filled)
     new = config.sampling.num_samples * config.sampling.max_new_tokens
-    in_row = min(config.groups_per_row, config.update_prompts)
-    row = _bucket([packing.Size(prompt + new - config.sampling.num_samples, new, grids)] * in_row, model)
-    rows = _round(config.update_rows, ways)
+    row = _bucket([packing.Size(prompt + new - config.sampling.num_samples, new, grids)], model)
+    rows = _round(config.batch_size // config.minibatches, ways)
     asked = _bucket([packing.Size(prompt, 0, grids)], model)
-    padding = rows * in_row / config.update_prompts
+    padding = rows * config.minibatches / config.batch_size
     return Load(rows, row, _round(config.batch_size, ways), asked, grids, prompt, padding)
 
 

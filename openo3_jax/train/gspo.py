@@ -185,7 +185,7 @@ class _GSPO:
 
     def _update(self, state: TrainState, sampled: rollout.Groups, step: int) -> tuple[TrainState, dict[str, float]]:
         """One update for each minibatch in which something is kept; the others are counted."""
-        size = self._config.update_prompts
+        size = self._config.batch_size // self._config.minibatches
         slices = [slice(start, start + size) for start in range(0, len(sampled.prompts), size)]
         kept = [rows for rows in slices if sampled.advantages.keep[rows].any()]
         batches = [

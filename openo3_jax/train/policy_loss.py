@@ -12,7 +12,7 @@ KL_CLAMP = 10.0  # of the log-ratio to the reference, before exp (grpo_trainer.p
 
 Ratio = Literal["sequence", "token"]
 PerTarget = Float[Array, "rows num_targets"]
-PerCompletion = Float[Array, "rows completions"]
+PerCompletion = Float[Array, "rows group"]
 
 
 class PolicyLoss(NamedTuple):
@@ -32,7 +32,7 @@ def policy_loss(
     sampled_logp: PerTarget,
     completion: Int[Array, "rows num_targets"],
     advantage: PerCompletion,
-    keep: Bool[Array, "rows completions"],
+    keep: Bool[Array, "rows group"],
     config: GSPOConfig,
 ) -> PolicyLoss:
     """The clipped surrogate with a penalty for leaving the reference; log-probabilities in nats, -1 is no completion.
@@ -72,23 +72,23 @@ def k3(logp: PerTarget, reference_logp: PerTarget) -> PerTarget:
     return jnp.exp(x) - x - 1
 
 
-def sequence_mean(values: PerTarget, member: Bool[Array, "rows completions num_targets"]) -> Float[Array, ""]:
+def sequence_mean(values: PerTarget, member: Bool[Array, "rows group num_targets"]) -> Float[Array, ""]:
     """Mean over completions of the mean over their tokens; completions without a token are no completions."""
     has_tokens = member.any(-1)
     return _mean_by_completion(values, member).sum() / jnp.maximum(has_tokens.sum(dtype=values.dtype), 1)
 
 
-def token_mean(values: PerTarget, member: Bool[Array, "rows completions num_targets"]) -> Float[Array, ""]:
+def token_mean(values: PerTarget, member: Bool[Array, "rows group num_targets"]) -> Float[Array, ""]:
     """Mean over all tokens: a long completion weighs more."""
     counted = member.any(1)
     return jnp.where(counted, values, 0.0).sum() / jnp.maximum(counted.sum(dtype=values.dtype), 1)
 
 
-def _members(completion: Int[Array, "rows num_targets"], number: int) -> Bool[Array, "rows completions num_targets"]:
-    return completion[:, None, :] == jnp.arange(number)[:, None]
+def _members(completion: Int[Array, "rows num_targets"], group: int) -> Bool[Array, "rows group num_targets"]:
+    return completion[:, None, :] == jnp.arange(group)[:, None]
 
 
-def _at_level(log_ratio: PerTarget, member: Bool[Array, "rows completions num_targets"], level: Ratio) -> PerTarget:
+def _at_level(log_ratio: PerTarget, member: Bool[Array, "rows group num_targets"], level: Ratio) -> PerTarget:
     """Each token's own log-ratio, or the mean of its completion's."""
     if level == "token":
         return log_ratio
@@ -98,11 +98,11 @@ def _at_level(log_ratio: PerTarget, member: Bool[Array, "rows completions num_ta
 # Sums over masks instead of scatters: their gradients are such sums too, and come out the same every time.
 
 
-def _mean_by_completion(values: PerTarget, member: Bool[Array, "rows completions num_targets"]) -> PerCompletion:
+def _mean_by_completion(values: PerTarget, member: Bool[Array, "rows group num_targets"]) -> PerCompletion:
     total = jnp.where(member, values[:, None, :], 0.0).sum(-1)
     return total / jnp.maximum(member.sum(-1, dtype=values.dtype), 1)
 
 
-def _spread(values: PerCompletion, member: Bool[Array, "rows completions num_targets"]) -> PerTarget:
+def _spread(values: PerCompletion, member: Bool[Array, "rows group num_targets"]) -> PerTarget:
     """A completion's value at each of its tokens, 0 elsewhere."""
     return jnp.where(member, values[:, :, None], 0.0).sum(1)

@@ -152,43 +152,40 @@ def _join(parts: Sequence[Mapping[str, Any]], num_prompts: int, group: int) -> R
 
 
 def make_rollouts(policy: Policy, sampled: Groups, rows: slice, config: GSPOConfig, bucket: GrowingBucket) -> Rollouts:
-    """The groups of some prompts as arrays on the devices; `old_logp` is the sampler's.
+    """The groups of some prompts as arrays on the devices, one row for each; `old_logp` is the sampler's.
 
     Rows are those of a full minibatch: what is missing is padding. Of several processes each makes those it holds.
     """
     prompts, tokens, logps = sampled.prompts[rows], sampled.generations.tokens[rows], sampled.generations.logp[rows]
-    num_rows, share = policy.round_rows(config.update_rows), mesh_lib.row_share(policy.mesh)
-    rooms = [None if prompt is None else prompt.room for prompt in prompts]
-    pairs = zip(rooms, tokens, strict=True)
-    lengths = [None if room is None else groups.room(room, group).tokens for room, group in pairs]
-    lengths += [None] * (config.update_prompts - len(lengths))
-    placed = groups.place_groups(lengths, num_rows=num_rows, parts=share.parts)
-    shape = bucket(groups.group_bucket(rooms, tokens, policy.config.vision, num_rows=num_rows, rows=placed))
-    own = [placed[row] for row in share.rows(num_rows)]
+    num_rows = policy.round_rows(config.batch_size // config.minibatches)
+    there = [(prompt.room, group) for prompt, group in zip(prompts, tokens, strict=True) if prompt is not None]
+    shape = bucket(groups.group_bucket(*zip(*there, strict=True), policy.config.vision, num_rows=num_rows))
+    own = mesh_lib.row_share(policy.mesh).rows(num_rows)
+
+    def mine(values: Sequence[Any], missing: Any) -> list[Any]:
+        """The values of the rows that this process holds."""
+        return [values[row] if row < len(values) else missing for row in own]
+
+    samples = mine([None if prompt is None else prompt.sample for prompt in prompts], None)
     batch, completion = groups.make_group_batch(
-        [None if prompt is None else prompt.sample for prompt in prompts],
-        tokens,
+        samples,
+        mine(tokens, []),
         dataclasses.replace(shape, rows=len(own)),
         policy.config,
         pad_id=policy.processor.pad_id,
-        rows=own,
     )
-    logp = groups.spread([[values for i in row for values in logps[i]] for row in own], completion.shape)
+    logp = groups.spread(mine(logps, []), completion.shape)
 
-    def spread(values: Shaped[np.ndarray, "prompts group"]) -> Shaped[np.ndarray, "rows completions"]:
-        """A value of every completion, in the order of `completion`."""
-        out = np.zeros((len(own), config.groups_per_row * values.shape[1]), values.dtype)
-        for row, numbers in enumerate(own):
-            out[row, : len(numbers) * values.shape[1]] = values[numbers].reshape(-1)
-        return out
+    def pad(values: Shaped[np.ndarray, "prompts group"]) -> Shaped[np.ndarray, "rows group"]:
+        return np.pad(values, ((0, num_rows - len(values)), (0, 0)))[own]
 
     rollouts = Rollouts(
         batch=batch,
         completion=completion,
         sampled_logp=logp,
         old_logp=logp,
-        advantage=spread(sampled.advantages.advantage[rows]),
-        keep=spread(sampled.advantages.keep[rows]),
+        advantage=pad(sampled.advantages.advantage[rows]),
+        keep=pad(sampled.advantages.keep[rows]),
     )
     return mesh_lib.shard_rows(rollouts, policy.mesh)
 

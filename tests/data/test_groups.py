@@ -31,35 +31,6 @@ def test_a_row_by_hand():
     assert (completion[1] == -1).all() and (batch.segments[1] == 0).all()  # the row that is padding
 
 
-def test_two_groups_in_a_row_by_hand():
-    """Segments keep them apart; branches begin anew, the numbers of the completions go on."""
-    prompts, completions = [PROMPT, PROMPT, None], [[np.int32([V, U])], GROUP, []]
-    bucket = groups.group_bucket(prompts, completions, CONFIG.vision, num_rows=2, rows=[[0, 1], []])
-    batch, completion = groups.make_group_batch(prompts, completions, bucket, CONFIG, pad_id=0, rows=[[0, 1], []])
-    n = len(PROMPT.tokens)
-    second = n + 1 + n  # where the completions of the second begin
-    assert batch.segments[0, : second + 4].tolist() == [1] * (n + 1) + [2] * (n + 3) + [0]
-    assert batch.branches[0, : second + 3].tolist() == [0] * n + [1] + [0] * n + [1, 1, 2]
-    assert batch.tokens[0, n], batch.tokens[0, second : second + 3].tolist() == (V, [X, Y, U])
-    assert batch.targets[0, :7].tolist() == [V, U, X, Y, Z, U, V]
-    last = second - 1
-    assert batch.target_slots[0, :8].tolist() == [n - 1, n, last, second, second + 1, last, second + 2, -1]
-    assert completion[0, :8].tolist() == [0, 0, 1, 1, 1, 2, 2, -1]
-    assert (completion[1] == -1).all() and (batch.segments[1] == 0).all()
-
-
-def test_groups_are_placed_so_that_rows_are_equally_long():
-    assert groups.place_groups([5, 1, 4, 2], num_rows=2) == [[0, 1], [2, 3]]
-    assert groups.place_groups([1, 9, 5], num_rows=3) == [[0], [1], [2]]
-    assert groups.place_groups([1, None, 5, None], num_rows=4) == [[0], [2], [], []]
-
-
-def test_each_part_of_the_devices_keeps_its_groups():
-    """Six groups over three parts of two rows: 0 and 1 stay in the first part, whatever their lengths."""
-    assert groups.place_groups([9, 9, 1, 1, 1, None], num_rows=6, parts=3) == [[0], [1], [2], [3], [4], []]
-    assert groups.place_groups([9, 9, 1, 1, 1, None], num_rows=3, parts=3) == [[0, 1], [2, 3], [4]]
-
-
 def test_positions_restart_behind_the_largest_of_the_prompt():
     """A picture of 2 x 3 visual tokens makes the largest position smaller than the number of slots."""
     batch, _ = make([PROMPT], [GROUP])

@@ -164,41 +164,6 @@ def test_the_ratio_of_the_first_update_is_one(policy):
     np.testing.assert_allclose(logp, rollouts.sampled_logp, atol=1e-4)
 
 
-def test_groups_that_share_a_row_give_loss_and_gradients_of_rows_of_their_own(policy):
-    """Four prompts of other lengths, one of which could not be used, in four rows and in two."""
-    prompts = [*ask(policy, *QUESTIONS), None]
-    prompts = [prompts[0], None, prompts[1], prompts[2]]
-    samples = [None if prompt is None else prompt.sample for prompt in prompts]
-    config = dataclasses.replace(STEP, batch_size=4, sampling=SAMPLING)
-    bucket = dataclasses.replace(policy.bucket([sample for sample in samples if sample]), rows=4)
-    out = policy.continue_samples(samples, SAMPLING, [5, 6, 7, 8], bucket=bucket)
-    reward = rollout.own_reward(lambda _, texts: [float(len(set(text))) for text in texts])
-    sampled = rollout.Groups(prompts, out, *rollout.judge(prompts, out, config, reward, 1.0))
-    noise = np.random.default_rng(0)
-    drifted = [[x + np.float32(noise.normal(0, 0.02)) for x in row] for row in out.logp]
-    sampled = sampled._replace(generations=out._replace(logp=drifted))
-
-    def run(groups_per_row):
-        own = dataclasses.replace(config, groups_per_row=groups_per_row)
-        rollouts = rollout.make_rollouts(policy, sampled, slice(0, 4), own, rollout.GrowingBucket())
-        graphdef, reference = policy.graphdef, jax.tree.map(lambda x: x * 1.01, policy.params)
-        loss = jax.value_and_grad(
-            lambda params: steps.gspo_loss(graphdef, params, reference, rollouts, own), has_aux=True
-        )
-        return len(rollouts.completion), *jax.jit(loss)(policy.params)
-
-    (rows, (loss, parts), grads), (fewer, (shared_loss, shared_parts), shared) = run(1), run(2)
-    assert (rows, fewer) == (4, 2)
-    assert abs(float(loss)) > 1e-3 and 0 < float(parts["clip_fraction"]) < 1
-    np.testing.assert_allclose(shared_loss, loss, rtol=1e-5)
-    for name in parts:
-        np.testing.assert_allclose(shared_parts[name], parts[name], rtol=1e-4, atol=1e-6, err_msg=name)
-    for (path, mine), theirs in zip(jax.tree_util.tree_leaves_with_path(shared), jax.tree.leaves(grads), strict=True):
-        name = jax.tree_util.keystr(path)
-        floor = 1e-7 if "k_proj" in name and "bias" in name else 0.0  # moves no softmax: rounding on both sides
-        assert np.linalg.norm(mine - theirs) <= 1e-5 * np.linalg.norm(theirs) + floor, name
-
-
 def test_padding_is_what_the_rows_leave_empty(policy):
     config = dataclasses.replace(STEP, batch_size=3, minibatches=3, sampling=SAMPLING)
     prompts = [

@@ -21,18 +21,7 @@ KILLS = int(os.environ.get("KILLS", "1"))
 STEPS = {"sft": 4, "gspo": 3}
 FLAGS = {
     "sft": ("--batch-size", "6", "--optimizer.name", "adamw", "--max-bad-fraction", "0.4"),
-    "gspo": (
-        "--batch-size",
-        "6",
-        "--minibatches",
-        "2",
-        "--groups-per-row",
-        "2",
-        "--max-bad-fraction",
-        "0.4",
-        "--kl-coef",
-        "0.1",
-    ),
+    "gspo": ("--batch-size", "6", "--minibatches", "2", "--max-bad-fraction", "0.4", "--kl-coef", "0.1"),
 }
 MESHES = {2: "fsdp=2", 4: "data=2,fsdp=2"}  # by the number of devices: each of a process of its own, or all of one
 BOUND_S = 60  # within which a survivor must have ended; a few seconds on a quiet machine
