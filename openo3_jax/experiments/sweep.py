@@ -54,7 +54,8 @@ def _plot(grid: np.ndarray, gates: np.ndarray, file: Path) -> None:
         image = axes.imshow(values, vmin=low, vmax=high, cmap="viridis")
         for (row, column), value in np.ndenumerate(values):
             if np.isfinite(value):
-                axes.text(column, row, f"{value:.3f}", ha="center", va="center", color="white")
+                color = "black" if value > (low + high) / 2 else "white"
+                axes.text(column, row, f"{value:.3f}", ha="center", va="center", color=color)
     left.set(xlabel="sigma at the end, s", ylabel="sigma at the start, s", title="mean thinking reward, held out")
     left.set_xticks(range(len(SIGMAS_S)), [f"{value:g}" for value in SIGMAS_S])
     left.set_yticks(range(len(SIGMAS_S)), [f"{value:g}" for value in SIGMAS_S])
