@@ -14,7 +14,7 @@ from openo3_jax.policy import Policy
 from openo3_jax.train import run, sft
 
 OVERFIT_LOSS = 0.05  # the claim: nats per target token
-STOP_LOSS = 0.004  # training goes on to here, so that greedy decoding repeats every token
+STOP_LOSS = 0.0005  # training goes on to here, so that greedy decoding repeats every token
 
 
 def overfit(*, data: Path | None, out: Path, steps: int = 240, seed: int = 0) -> Outcome:
