@@ -70,9 +70,8 @@ def measure(policy: Policy, asked: Questions, sampling: SamplingConfig, rules: s
         rewards = draw(sampling, advance=lambda done: bar.update(done, ""))
         once = dataclasses.replace(sampling, num_samples=1, temperature=0.0)
         greedy = draw(once, advance=lambda done: bar.update(number + done, ""))
-    every = [
-        records.judge(asked.records, texts) for texts in zip(*rewards.texts, strict=True)
-    ]  # by number of the sample
+    nth_samples = zip(*rewards.texts, strict=True)
+    every = [records.judge(asked.records, texts) for texts in nth_samples]
     texts = [row[0] for row in greedy.texts]
     held = Held(
         reward=rewards.total.mean(1, keepdims=True),
