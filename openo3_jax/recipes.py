@@ -1,4 +1,4 @@
-"""Settings that are known to work, each with its command, hardware, time and result."""
+"""The paper's settings, and small ones that were run: each with command and hardware, those that ran with result."""
 
 import dataclasses
 from collections.abc import Mapping
@@ -38,7 +38,11 @@ def sft_7b_lora() -> SFTConfig:
 
 
 def sft_tiny() -> SFTConfig:
-    """A tiny model (`openo3 init-tiny`) on a handful of clips, small frames, on a CPU."""
+    """A tiny model (`openo3 init-tiny`) on a handful of clips, small frames, on a CPU.
+
+    openo3 experiment overfit --out OUT
+    Hardware: 2 CPU cores. Result: docs/log.md, 29 Nov 2026.
+    """
     return SFTConfig(
         steps=300,
         max_row_tokens=1024,
@@ -57,7 +61,7 @@ def demo(*, steps: int = 300) -> SFTConfig:
     """First stage of `openo3 demo`: rendered clips, six frames of 84 x 112 px each, the tiny base that sees.
 
     openo3 demo --out OUT
-    Hardware: 2 CPU cores, 5 to 6 minutes. Result: docs/demo.md.
+    Hardware: 2 CPU cores, 3 to 7 minutes. Result: docs/demo.md.
     """
     return SFTConfig(
         steps=steps,
@@ -82,7 +86,7 @@ def demo(*, steps: int = 300) -> SFTConfig:
 def demo_gspo(*, steps: int = 72) -> GSPOConfig:
     """Second stage of `openo3 demo`: all six tasks about clips of the first, groups of eight answers.
 
-    Part of `openo3 demo`. Hardware: 2 CPU cores, 5 to 6 minutes. Result: docs/demo.md.
+    Part of `openo3 demo`. Hardware: 2 CPU cores, 3 to 7 minutes. Result: docs/demo.md.
     """
     return GSPOConfig(
         steps=steps,
@@ -118,14 +122,23 @@ def gspo_7b_lora() -> GSPOConfig:
 
 
 def gspo_7b_offpolicy() -> GSPOConfig:
-    """`gspo_7b` with groups of 8 and four updates per rollout, clipped as in the GSPO paper (arXiv:2507.18071, 5.1)."""
+    """`gspo_7b` with groups of 8 and four updates per rollout, clipped as in the GSPO paper (arXiv:2507.18071, 5.1).
+
+    openo3 gspo gspo_7b_offpolicy --batch-size 32 --steps 1164 --model EXPORTED_SFT --data DATA_ROOT --out RUN
+    Hardware: 8 x H100 80 GB, not checked by `openo3 plan`. Not run by us.
+    With the batch of 8 an update has two prompts there, and six of its eight rows are padding.
+    """
     base = gspo_7b()
     sampling = dataclasses.replace(base.sampling, num_samples=8)
     return dataclasses.replace(base, sampling=sampling, minibatches=4, clip_low=3e-4, clip_high=4e-4)
 
 
 def grpo_7b() -> GSPOConfig:
-    """`gspo_7b` with the ratio of each token (GRPO, arXiv:2402.03300)."""
+    """`gspo_7b` with the ratio of each token (GRPO, arXiv:2402.03300).
+
+    openo3 gspo grpo_7b --model EXPORTED_SFT --data DATA_ROOT --out RUN
+    Hardware: 8 x H100 80 GB, as `gspo_7b`. Not run by us.
+    """
     return dataclasses.replace(gspo_7b(), ratio="token")
 
 
