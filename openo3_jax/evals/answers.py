@@ -12,9 +12,13 @@ from openo3_jax import tags
 _OPEN, _CLOSE = "([{<*\"'` \n\t", ")]}>*\"'`.:,; \n\t"
 # A letter at the head of the answer, set off as options are: "B.", "(B)", "B) cat", "**B**: cat".
 _LEADING = re.compile(r"[\s(\[*\"'`]{0,8}([A-Za-z])(?:[)\]:*]|\.(?!\w)|\s{0,3}$)")
-# The letter that is called the answer; "A" and "I" before a small letter are words.
+_LETTER = r"([B-HJ-Z]\b|[AI]\b(?!\s{1,3}(?!(?:or|and)\b)[a-z]))"  # "A" and "I" before a small letter are words
+# The letter that is called the answer, and one that is named in the same breath: "B or C", "(A), (B)".
 _STATED = re.compile(
-    r"\b(?i:answer|option|choice)\b(?:\s{1,3}is|\s{0,3}:|\s{0,3}=)?[\s(\[{*\"'`]{0,8}([B-HJ-Z]\b|[AI]\b(?!\s{1,3}(?!or\b)[a-z]))"
+    r"\b(?i:answer|option|choice)\b(?:\s{1,3}is|\s{0,3}:|\s{0,3}=)?[\s(\[{*\"'`]{0,8}" + _LETTER,
+)
+_JOINED = re.compile(
+    r"[)\]}*\"'`]{0,4}\s{0,3}(?:[,/&]|\b(?i:or|and)\b)\s{0,3}(?:\b(?i:option)\s{1,3})?[(\[{*\"'`]{0,4}" + _LETTER
 )
 _BOXED = re.compile(r"\\boxed\{\s{0,3}(?:\\text\{)?([A-Za-z])\}")
 _NUMBER = re.compile(r"(?<![\w.:])\d++(?::\d++){0,2}+(?:\.\d++)?+(?=s\b|sec|\b)")
@@ -54,11 +58,25 @@ def parse_letter(text: str, options: Mapping[str, str]) -> str | None:
         if words and bare.casefold() == words.strip(_OPEN + _CLOSE).casefold():
             return letter
     leading = _LEADING.match(answer)
-    stated = {letter.upper() for letter in _BOXED.findall(answer)} or set(_STATED.findall(answer))
     if leading is not None:
-        stated = {leading[1].upper()}
+        stated = {leading[1].upper(), *_joined(answer, leading), *_listed(answer, options)}
+    else:
+        stated = {letter.upper() for letter in _BOXED.findall(answer)}
+        stated = stated or {x for found in _STATED.finditer(answer) for x in (found[1], *_joined(answer, found))}
     stated &= options.keys()
     return stated.pop() if len(stated) == 1 else None
+
+
+def _joined(answer: str, found: re.Match) -> list[str]:
+    """The letter that is named together with one that was found."""
+    other = _JOINED.match(answer, found.end())
+    return [] if other is None else [other[1]]
+
+
+def _listed(answer: str, options: Mapping[str, str]) -> list[str]:
+    """Letters that stand before their option's words, as in a list of all options."""
+    heads = ((letter, rf"\b{letter}[).:]\s{{0,3}}{re.escape(words)}") for letter, words in options.items() if words)
+    return [letter for letter, head in heads if re.search(head, answer, re.IGNORECASE)]
 
 
 def parse_span(text: str) -> tags.Span | None:

@@ -218,6 +218,7 @@ def judge_all(judge: Judge, questions: Mapping[str, Question], file: Path) -> di
 
     An empty answer gets 0 without being asked about. A verdict with an error is not kept: the next call asks again.
     """
+    store.cut_torn(file)
     known = dict(_cached(file))
     keys = {item: items.hash_of([judge.name, *question]) for item, question in questions.items()}
     found = {item: Verdict(0) for item, question in questions.items() if not question.answer.strip()}

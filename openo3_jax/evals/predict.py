@@ -3,6 +3,7 @@
 import collections
 import concurrent.futures
 import dataclasses
+import functools
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -15,7 +16,7 @@ from openo3_jax.data import conversations, video
 from openo3_jax.errors import InputError
 from openo3_jax.evals import edits, items, store
 from openo3_jax.policy import Policy
-from openo3_jax.train import metrics
+from openo3_jax.train import metrics, state
 
 KEPT_CLIPS = 2  # decoded clips that are kept for the calls that follow
 
@@ -77,7 +78,13 @@ class PolicyAnswerer:
             "video": dataclasses.asdict(policy.video),
             "video_mode": policy.video_mode,
             "dtype": str(jax.tree.leaves(policy.params)[0].dtype),
+            "weights": self._weights,
         }
+
+    @functools.cached_property
+    def _weights(self) -> str:
+        """The same model elsewhere has the same, other weights under the same name do not."""
+        return f"{state.checksum(self._policy.params):08x}"
 
     def prompt(self, conversation: items.Conversation) -> Prompt:
         """As in `Answerer`. Beside the usual items there are crops and parts of clips, and regions painted over.

@@ -19,6 +19,7 @@ from openo3_jax.evals import metrics, store
 SCORES = "scores.jsonl"
 RESULTS = "results.json"
 TABLE = "table.txt"
+UNREAD = ("no_option", "no_span")  # measures of which less is better: answers that could not be read
 
 
 @dataclasses.dataclass(frozen=True)

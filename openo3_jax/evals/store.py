@@ -51,6 +51,7 @@ class Predictions:
         self.known: dict[items.Key, items.Prediction] = {}
 
     def __enter__(self) -> "Predictions":
+        cut_torn(self._file)
         for number, line in enumerate(read_lines(self._file), 1):
             prediction = _from_json(line, f"{self._file}:{number}")
             if prediction.key in self.known:
@@ -91,17 +92,19 @@ def _from_json(line: Any, where: str) -> items.Prediction:
 
 
 def read_lines(file: Path) -> list[Any]:
-    """The values of a JSONL file, [] without one. A last line without its newline is cut off the file.
-
-    Raises: InputError naming the line that is not JSON.
-    """
+    """The values of a JSONL file, [] without one. Raises: InputError naming the line that is not JSON."""
     if not file.is_file():
         return []
-    raw = file.read_bytes()
-    whole = raw[: raw.rfind(b"\n") + 1]
-    if len(whole) < len(raw):
-        os.truncate(file, len(whole))
-    return [parse_line(line, f"{file}:{i}") for i, line in enumerate(whole.splitlines(), 1) if line.strip()]
+    return [parse_line(line, f"{file}:{i}") for i, line in enumerate(file.read_bytes().splitlines(), 1) if line.strip()]
+
+
+def cut_torn(file: Path) -> None:
+    """Take off a last line without its newline, which a kill has left, before lines are added."""
+    if file.is_file():
+        raw = file.read_bytes()
+        whole = raw.rfind(b"\n") + 1
+        if whole < len(raw):
+            os.truncate(file, whole)
 
 
 def parse_line(line: bytes | str, where: str) -> Any:

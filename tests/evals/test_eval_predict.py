@@ -1,5 +1,6 @@
 """The runner: nothing repeated, nothing lost, whatever is killed, unreadable or too large."""
 
+import dataclasses
 import json
 import re
 
@@ -81,6 +82,14 @@ def test_a_line_that_was_cut_off_is_asked_again(tmp_path, cut):
     assert len(run(out, again, make_calls())) == 10
     assert again.asked == ["4 b"]
     assert file.read_bytes() == raw
+
+
+def test_reading_changes_no_file(tmp_path):
+    """A last line without its newline may be one that somebody wrote by hand."""
+    file = tmp_path / "scores.jsonl"
+    file.write_text('{"item": "a"}\n{"item": "b"}')
+    assert store.read_lines(file) == [{"item": "a"}, {"item": "b"}]
+    assert file.read_text().endswith("}")
 
 
 def test_a_call_that_cannot_be_asked_is_recorded_and_passed(tmp_path):
@@ -174,6 +183,18 @@ def test_a_policy_answers_as_it_does_without_the_runner(tmp_path):
         for one, texts, logps in zip(found, expected.texts, expected.logp, strict=True):
             assert one.texts == tuple(texts)
             assert one.logp == pytest.approx([logp.sum() for logp in logps], abs=1e-4)
+
+
+def test_other_weights_are_another_run(tmp_path, one_device):
+    """They may have the same name, and none at all in Python."""
+    policy = small.make_policy(tmp_path, one_device)
+    other = dataclasses.replace(policy, params=jax.tree.map(lambda x: x + 1, policy.params))
+    config = SamplingConfig()
+    settings = [predict.PolicyAnswerer(one, config, rows=1).settings for one in (policy, policy, other)]
+    assert settings[0] == settings[1]
+    store.open_run(tmp_path / "out", settings[0])
+    with pytest.raises(InputError, match="begun with weights="):
+        store.open_run(tmp_path / "out", settings[2])
 
 
 def test_a_policy_sees_the_part_of_a_clip(tmp_path, one_device):
