@@ -198,6 +198,8 @@ def _timeline(marks: Sequence[Mapping[str, Any]], scored: Scored | None, axis_s:
 
 
 def _ticks(axis_s: tags.Number) -> list[float]:
-    """Round times, at most six of them."""
-    step = next(s * 10**e for e in range(-2, 9) for s in (1, 2, 5) if axis_s / (s * 10**e) <= 6)
+    """Round times, at most seven of them."""
+    least = max(axis_s / 6, 0.01)
+    power = 10.0 ** math.floor(math.log10(least))
+    step = next(s * power for s in (1, 2, 5, 10) if s * power >= least)
     return [round(float(i * step), 2) for i in range(int(axis_s / step) + 1)]

@@ -41,7 +41,7 @@ def write(file: str | os.PathLike, page: str) -> None:
     staging = file.with_name(f".{file.name}.part")
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
-        staging.write_text(page, encoding="utf-8")
+        staging.write_text(page, encoding="utf-8", errors="backslashreplace")  # half an emoji is no character
         staging.replace(file)
     except OSError as error:  # a full disk names no file
         raise InputError(f"{file}: cannot be written ({error.strerror}); choose another place") from None

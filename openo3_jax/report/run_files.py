@@ -80,19 +80,19 @@ def _read_metrics(file: Path, unread: list[str]) -> tuple[dict[str, Series], int
 
 
 def _read_samples(file: Path, unread: list[str]) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """The first and the last `KEPT` lines; of a file with fewer than both its halves."""
     early: list[dict[str, Any]] = []
     late: collections.deque[dict[str, Any]] = collections.deque(maxlen=KEPT)
+    number = 0
     for line in _lines(file, unread):
         if not isinstance(line.get("completion"), str) or not isinstance(line.get("task"), str):
             continue
-        if len(early) < KEPT:
+        number += 1
+        late.append(line)
+        if number <= KEPT:
             early.append(line)
-        else:
-            late.append(line)
-    if not late:  # a short file: its second half
-        half = len(early) // 2
-        return early[:half], early[half:]
-    return early, list(late)
+    half = number // 2
+    return early[:half], list(late)[-(number - half) :]
 
 
 def _lines(file: Path, unread: list[str]) -> Iterator[dict[str, Any]]:

@@ -7,6 +7,7 @@ from typing import Literal, NamedTuple
 import numpy as np
 
 from openo3_jax import tasks
+from openo3_jax.evals import scores
 from openo3_jax.report.curves import Series
 from openo3_jax.rewards import statistics
 from openo3_jax.rewards.parse import Parsed
@@ -136,7 +137,7 @@ def _format_errors(metrics: Mapping[str, Series], samples: Samples) -> Finding:
 def _forgetting(metrics: Mapping[str, Series], samples: Samples) -> Finding:
     del samples
     general = [name for name in sorted(metrics) if name.startswith("reward/ans_acc/")]
-    evals = [name for name in sorted(metrics) if name.startswith("eval/")]
+    evals = [name for name in sorted(metrics) if name.startswith("eval/") and not name.endswith(scores.UNREAD)]
     checks: list[tuple[bool, str] | None] = []
     for name in general:
         if (found := course(metrics[name])) is not None:
@@ -251,7 +252,7 @@ def _whole_frames(metrics: Mapping[str, Series], samples: Samples) -> Finding:
     checks: list[tuple[bool, str] | None] = []
     if samples.late is not None:
         area = statistics.evidence_statistics(samples.late).box_area
-        shares = box_shares(samples.late)
+        shares = statistics.box_shares(samples.late)
         if shares:
             whole = float(np.mean([share > WHOLE_FRAME for share in shares]))
             numbers = f"{whole:.0%} of the last answers' {len(shares)} boxes cover nearly all, mean area {area:.2f}"
@@ -305,17 +306,6 @@ def _repetition(metrics: Mapping[str, Series], samples: Samples) -> Finding:
         checks,
         samples.gap or "no answer at the end has evidence",
     )
-
-
-def box_shares(parsed: Parsed) -> list[float]:
-    """What share of its picture each well-formed box covers, in [0, 1], where the picture's size is known."""
-    return [
-        min((x2 - x1) * (y2 - y1) / gold.area_px, 1.0)
-        for prediction, gold in zip(parsed.predictions, parsed.golds, strict=True)
-        if not math.isnan(gold.area_px)
-        for x1, y1, x2, y2 in prediction.boxes
-        if x2 > x1 and y2 > y1 and all(map(math.isfinite, (x1, y1, x2, y2))) and max(x2, y2) < 1e9
-    ]
 
 
 _SFT_RULES: tuple[_Rule, ...] = (_loss("sft/loss"), _forgetting)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from openo3_jax import tags
+from openo3_jax import tags, tasks
 from openo3_jax.rewards.parse import Parsed
 
 # Largest healthy value of each statistic, and how far it may move between two parts of a run.
@@ -57,25 +57,32 @@ def evidence_statistics(parsed: Parsed, places: Sequence[int] | None = None) -> 
     rows = [(parsed.predictions[place], parsed.golds[place]) for place in places]
     timed = [(p, g) for p, g in rows if g.task.startswith("temporal")]
     boxed = [(p, g) for p, g in rows if not math.isnan(g.area_px)]
-    objects = sum(p.num_objects for p, _ in rows)
-    spatial = [p for p, g in rows if g.task.startswith("temporal-spatial")]
-    with np.errstate(all="ignore"):
-        areas = [
-            (x2 - x1) * (y2 - y1) / gold.area_px
-            for prediction, gold in boxed
-            for x1, y1, x2, y2 in prediction.boxes
-            if x2 > x1 and y2 > y1 and all(map(math.isfinite, (x1, y1, x2, y2)))
-        ]
+    spatial = [p for p, g in rows if g.task == tasks.TEMPORAL_SPATIAL]
+    objects = sum(p.num_objects for p in spatial)
     return EvidenceStatistics(
         boxes_per_answer=_mean([len(p.boxes) for p, _ in boxed]),
         times_per_answer=_mean([len(p.times_s) for p, _ in timed]),
-        box_area=_mean([min(area, 1.0) for area in areas]),
+        box_area=_mean(box_shares(parsed, places)),
         repeated_times=_mean([repeat for p, _ in timed for repeat in p.time_repeats]),
         repeated_claims=_mean([repeat for p in spatial for repeat in p.claim_repeats]),
         malformed_claims=_share(sum(p.num_objects - sum(p.claim_valid) for p in spatial), objects),
         clip_cited=_mean([_cited(p.times_s, g.last_s) for p, g in timed if len(p.times_s)]),
         format_broken=_mean([not (p.has_think and p.has_answer and p.balanced) for p, _ in rows]),
     )
+
+
+def box_shares(parsed: Parsed, places: Sequence[int] | None = None) -> list[float]:
+    """What share of its picture each well-formed box covers, in [0, 1], where the picture's size is known."""
+    places = range(len(parsed.golds)) if places is None else places
+    rows = [(parsed.predictions[place], parsed.golds[place]) for place in places]
+    with np.errstate(all="ignore"):
+        return [
+            min((x2 - x1) * (y2 - y1) / gold.area_px, 1.0)
+            for prediction, gold in rows
+            if not math.isnan(gold.area_px)
+            for x1, y1, x2, y2 in prediction.boxes
+            if x2 > x1 and y2 > y1 and all(map(math.isfinite, (x1, y1, x2, y2)))
+        ]
 
 
 def alarms(statistics: EvidenceStatistics) -> list[str]:

@@ -241,3 +241,10 @@ def test_a_root_that_is_not_there(tmp_path, capsys):
     assert cli.main(["report", str(run), "--root", str(tmp_path / "gone")]) == 2
     assert "no such directory; expected the data root" in capsys.readouterr().err
     shutil.rmtree(run)
+
+
+@pytest.mark.parametrize(("number", "early", "late"), [(1, 0, 1), (257, 128, 129), (300, 150, 150), (600, 256, 256)])
+def test_the_last_answers_are_never_a_handful_of_many(tmp_path, number, early, late):
+    run = run_files.load(write_run(tmp_path / "run", samples=[sample(i) for i in range(number)]))
+    steps = [[line["step"] for line in part] for part in (run.early, run.late)]
+    assert steps == [[*range(early)], [*range(number - late, number)]]

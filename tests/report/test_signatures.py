@@ -64,6 +64,13 @@ def test_rules_on_metrics(name):
     assert all(one.rule and one.advice and one.numbers for one in found.values())
 
 
+def test_fewer_answers_that_cannot_be_read_are_no_forgetting():
+    unread = {
+        f"eval/{name}": Series([5, 10, 15], [40.0, 20.0, 2.0]) for name in ("vstar/no_option", "tvgbench/no_span")
+    }
+    assert verdicts(unread)["forgetting"].verdict == "cannot tell"
+
+
 def test_spatial_collapse_says_whether_times_or_boxes_are_to_blame():
     blamed = {0.1: "times miss the key frames", 0.3: "times are precise, boxes are not"}
     for point, said in blamed.items():
