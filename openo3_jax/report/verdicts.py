@@ -82,6 +82,7 @@ class _Judge:
     def __init__(self, parsed: parse.Parsed, row: int, evidence: spatial.Evidence, rules: RewardRules):
         self._parsed, self._row, self._rules = parsed, row, rules
         self._gold: Gold = parsed.golds[row]
+        self._prediction = parsed.predictions[row]
         self._evidence = evidence
 
     def part(self, kind: str, text: str) -> tuple[Verdict, ...]:
@@ -110,7 +111,8 @@ class _Judge:
         if truth.has_span:
             start_s, end_s = truth.span_s
             known = [(t, "inside" if start_s <= t <= end_s else "outside") for t in mention.times_s if t is not None]
-            return Verdict(tuple(f"{t:g} s is {place} the true span, {start_s:g} to {end_s:g} s" for t, place in known))
+            lines = (f"{t:g} s is {place} the true span, {start_s:g} to {end_s:g} s" for t, place in known)
+            return Verdict((*lines, *self._fates(mention.times_s)))
         return Verdict()
 
     def _claim(self, mention: tags.Mention, first_box: int) -> Verdict:
@@ -133,7 +135,9 @@ class _Judge:
             if best is not None:
                 place = f"box {box - first_box + 1}: " if len(mention.boxes) > 1 else ""
                 lines.append(f"{place}IoU {evidence.box_iou[box, best[0]]:.3f} with {best[1]!r}")
-        lines.append(f"earns {evidence.iou[number]:.3f} of 1 for thk_spatial")
+        is_whole = self._prediction.has_think and self._prediction.has_answer
+        fate = explain.claim_fate(number, evidence) if is_whole else "earns nothing without an answer"
+        lines.append(f"thk_spatial: {fate}")
         lines += self._nearness(mention.times_s)
         true_boxes = tuple(
             TrueBox(name, tuple(map(float, truth.gold_boxes[column])), frame_s) for column, name in in_frame
@@ -143,12 +147,16 @@ class _Judge:
     def _nearness(self, times_s: Sequence[float | None]) -> tuple[str, ...]:
         """How much each time earns for thk_temporal_point."""
         known = [t for t in times_s if t is not None and not math.isnan(t)]
-        if not known:
-            return ()
-        near = explain.proximities(known, self._parsed, self._row, self._rules)
-        return tuple(
+        near = explain.proximities(known, self._parsed, self._row, self._rules) if known else []
+        lines = (
             f"{t:g} s: proximity {value:.3f} to the nearest key frame" for t, value in zip(known, near, strict=True)
         )
+        return (*lines, *self._fates(times_s))
+
+    def _fates(self, times_s: Sequence[float | None]) -> tuple[str, ...]:
+        """Why times do not count, each reason once."""
+        fates = (explain.time_fate(t, self._prediction, self._rules) for t in times_s)
+        return tuple(dict.fromkeys(fate for fate in fates if fate is not None))
 
     def _in_answer(self, mention: tags.Mention) -> Verdict:
         truth = self._gold.truth

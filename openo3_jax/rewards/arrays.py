@@ -47,6 +47,7 @@ class Truth(NamedTuple):
     words: Int[Array, "*rows gold_words"]
     span_s: Float[Array, "*rows 2"]
     has_span: Bool[Array, "*rows"]
+    has_answer: Bool[Array, "*rows"]  # an option, or words that ROUGE knows
     answer_box: Float[Array, "*rows 4"]  # px of the original picture
     original_hw: Float[Array, "*rows 2"]  # of that picture, px
     size_hw: Float[Array, "*rows 2"]  # of what the model saw, px
@@ -111,6 +112,7 @@ _TRUTH = Truth(
     words=_Column("words", -2, _INT),  # unlike the -1 of a prediction: padding never matches
     span_s=_Column(2, np.nan, _FLOAT),
     has_span=_Column(None, False, _BOOL),
+    has_answer=_Column(None, False, _BOOL),
     answer_box=_Column(4, np.nan, _FLOAT),
     original_hw=_Column(2, 1, _FLOAT),
     size_hw=_Column(2, 1, _FLOAT),

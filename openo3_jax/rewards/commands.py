@@ -13,7 +13,7 @@ from openo3_jax import tasks
 from openo3_jax.config import AdvantageConfig
 from openo3_jax.errors import InputError
 from openo3_jax.rewards import explain as explanations
-from openo3_jax.rewards import parse, rubric, score, statistics
+from openo3_jax.rewards import own, parse, rubric, score, statistics
 from openo3_jax.rewards import redteam as attacks
 from openo3_jax.rewards.rules import PRESETS, TERMS, change_rules, get_rules
 from openo3_jax.rewards.score import Rewards
@@ -52,6 +52,7 @@ def score_file(
     """
     lines = read_lines(path)
     base = get_rules(rules)
+    wanted = change_rules(base, what_if)
     try:
         parsed = parse.parse(lines.records, lines.completions, lines.progress, sizes)
     except InputError as error:
@@ -69,7 +70,7 @@ def score_file(
     }
     text = [_score_table(lines, rewards, advantage, reasons), "", _statistics_table(found, warnings)]
     if what_if:
-        changed = score.score_parsed(parsed, change_rules(base, what_if))
+        changed = score.score_parsed(parsed, wanted)
         shifts = _compare(lines, rewards, changed)
         result["what_if"] = {"changes": list(what_if), "groups": shifts}
         text += ["", f"What if {', '.join(what_if)}", _what_if_table(shifts)]
@@ -82,13 +83,13 @@ def score_file(
 def redteam(*, rules: Sequence[str] = tuple(PRESETS), reward: str | None = None, json_out: str | None = None) -> str:
     """The shipped adversarial answers beside honest ones, under rule sets and a reward of one's own.
 
-    `reward`: `module:function`, called with records and completions. A positive number says that the exploit earns
+    `reward`: `module:function`, see `own.make_reward`. A positive number says that the exploit earns
     that much more than the honest answer. `closed by`: single options that end it, on top of the first rules it
     beats.
     Raises: InputError for unknown rules or a reward that cannot be used.
     """
-    own = None if reward is None else attacks.load_reward(reward)
-    findings = attacks.attack({name: get_rules(name) for name in rules}, own)
+    user = None if reward is None else own.load(reward)
+    findings = attacks.attack({name: get_rules(name) for name in rules}, user)
     names = list(findings[0].gain)
     rows = [
         [

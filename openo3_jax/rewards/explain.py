@@ -51,7 +51,7 @@ def explain(parsed: Parsed, completions: Sequence[str], rules: RewardRules) -> l
         prediction, gold = parsed.predictions[place], parsed.golds[place]
         lines[place] = [
             *_answer_lines(completions[place], prediction, gold),
-            *_claim_lines(completions[place], gold, found, rules),
+            *_claim_lines(completions[place], prediction, gold, found, rules),
             *_time_lines(prediction, gold, float(sigmas[place]), rules),
             *_format_lines(prediction),
         ]
@@ -88,10 +88,29 @@ def _answer_lines(text: str, prediction: Prediction, gold: Gold) -> list[str]:
     return lines
 
 
-def _claim_lines(text: str, gold: Gold, evidence: spatial.Evidence, rules: RewardRules) -> list[str]:
+def claim_fate(number: int, evidence: spatial.Evidence) -> str:
+    """What a parsed claim earns, or why it is not counted."""
+    if evidence.counted[number]:
+        return f"earns {evidence.iou[number]:.3f}"
+    return "earns nothing, for it was said before or its true box has earned already"
+
+
+def time_fate(time_s: float | None, prediction: Prediction, rules: RewardRules) -> str | None:
+    """Why a time in think does not count, None where it may; None or nan: it is not a number."""
+    if time_s is None or np.isnan(time_s):
+        return "not a number, " + ("voids all times" if rules.one_bad_time_voids else "is left out")
+    is_void = rules.one_bad_time_voids and np.isnan(prediction.times_s).any()
+    return "not counted, for another time is not a number" if is_void else None
+
+
+def _claim_lines(
+    text: str, prediction: Prediction, gold: Gold, evidence: spatial.Evidence, rules: RewardRules
+) -> list[str]:
     if gold.task != tasks.TEMPORAL_SPATIAL:
         return []
     lines = []
+    if prediction.num_objects and not (prediction.has_think and prediction.has_answer):
+        lines.append("claims: no think or no answer, so thk_spatial is 0")
     names = {number: name for name, number in gold.name_ids.items()}
     first_box = 0
     for number, claim in enumerate(tags.parse_claims(tags.think_text(text) or "")):
@@ -109,7 +128,7 @@ def _claim_lines(text: str, gold: Gold, evidence: spatial.Evidence, rules: Rewar
         verdict = "passes" if evidence.cited[number] else "fails"
         lines.append(
             f"{head}: key frame at {gold.truth.frame_times_s[frame]:g} s, dt {evidence.delta_s[number]:+.3f} s, "
-            f"{verdict} the gate ({_gate(rules)}), earns {evidence.iou[number]:.3f}"
+            f"{verdict} the gate ({_gate(rules)}), {claim_fate(number, evidence)}"
         )
         for box in boxes:
             for other, gold_object in enumerate(gold.truth.gold_box_object):
@@ -121,10 +140,12 @@ def _claim_lines(text: str, gold: Gold, evidence: spatial.Evidence, rules: Rewar
 
 def _time_lines(prediction: Prediction, gold: Gold, sigma_s: float, rules: RewardRules) -> list[str]:
     lines = []
-    for time_s in prediction.times_s:
-        if np.isnan(time_s):
-            effect = "voids all times" if rules.one_bad_time_voids else "is left out"
-            lines.append(f"time: not a number, {effect}")
+    for time_s, repeats in zip(prediction.times_s, prediction.time_repeats, strict=True):
+        fate = time_fate(time_s, prediction, rules)
+        if fate is not None:
+            lines.append(f"time: {fate}" if np.isnan(time_s) else f"time {time_s:g} s: {fate}")
+        elif rules.repeats_once and repeats:
+            lines.append(f"time {time_s:g} s: not counted, for it was cited before")
         elif gold.task == tasks.TEMPORAL_SPATIAL and gold.truth.frame_times_s:
             nearest = min(gold.truth.frame_times_s, key=lambda frame_s, time_s=time_s: abs(frame_s - time_s))
             with score.double_precision():

@@ -155,7 +155,7 @@ def parse_completion(text: str, gold: Gold, stemmer: Stemmer) -> Prediction:
         times = tags.parse_times(inner)
         found["times_s"] = [math.nan if time is None else time for time in times]
         found["time_valid"] = [True] * len(times)
-        found["time_repeats"] = _repeats(times)
+        found["time_repeats"] = _repeats(map(_half_second, times))
     if task in (tasks.TEMPORAL_SPATIAL, tasks.GENERAL_FREE_FORM):
         words = stemmer.words(reply)
         found["words"] = [gold.word_ids.get(word, -1) for word in words]
@@ -194,6 +194,11 @@ def _read_options(reply: str, option: str) -> list[int]:
         if len(reply) > 1 and reply.startswith(opening) and reply.endswith(closing):
             bare[place] = reply[1:-1]
     return [0 if text == option else 1 for text in bare]
+
+
+def _half_second(time_s: float | None) -> Hashable:
+    """The same for times that differ by less than the frames that are shown do."""
+    return math.floor(2 * time_s) if time_s is not None and math.isfinite(time_s) else time_s
 
 
 def _repeats(values: Iterable[Hashable]) -> list[bool]:

@@ -2,10 +2,7 @@
 
 import dataclasses
 import functools
-import importlib
-import os
-import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, SupportsFloat
 
 import numpy as np
@@ -13,10 +10,8 @@ import numpy as np
 from openo3_jax import tags, tasks
 from openo3_jax.errors import InputError
 from openo3_jax.rewards import score
+from openo3_jax.rewards.own import Reward
 from openo3_jax.rewards.rules import RewardRules
-
-# A user's own reward: records and completions in, one number per completion out.
-UserReward = Callable[[Sequence[dict], Sequence[str]], Sequence[float]]
 
 
 class Exploit(NamedTuple):
@@ -42,11 +37,13 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "gate=both_sides": {"gate": "both_sides"},
     "malformed_in_denominator": {"malformed_in_denominator": True},
     "repeats_once": {"repeats_once": True},
+    "once_per_box": {"once_per_box": True},
     "key_frame_recall": {"key_frame_recall": True},
     "compare_names": {"compare_names": True},
     "one_box_per_claim": {"one_box_per_claim": True},
     "min_iou=0.3": {"min_iou": 0.3},
     "format_evidence=adjacent": {"format_evidence": "adjacent", "format_one_word_object": False},
+    "format_evidence=parsed": {"format_evidence": "parsed", "format_one_word_object": False},
     "no visual_thk_spatial": {"visual_thk_spatial": False},
 }
 _LEAST_GAIN = 1e-3  # less is no reason to learn an exploit
@@ -86,6 +83,8 @@ def exploits() -> list[Exploit]:
     # 1e9 s is a time to the claim and none to the mean over times: wrong by decades at no cost.
     late_woman = f"<obj>woman</obj>{tags.render_box(_NEAR_WOMAN)}at<t>1e9</t>s"
     times = "".join(f"{tags.render_time(second)} " for second in range(60))
+    near = (3.6, 3.7, 3.8, 3.9, 4.0, 4.1, 4.2, 4.3, 4.4)
+    copied = "<obj>object</obj><box>[x1,y1,x2,y2]</box>at<t>time</t>s"
 
     def spatial(name: str, honest: str, adversarial: str) -> Exploit:
         texts = (tags.render_think_answer(think, _REPLY) for think in (honest, adversarial))
@@ -100,8 +99,14 @@ def exploits() -> list[Exploit]:
         spatial("whole frame as every box", saw_all, "".join(claim("man", _WHOLE, t) for t in (4, 12, 20))),
         spatial("whole frame instead of a miss", seen_man + missed, seen_man + claim("cup", _WHOLE, 12.2)),
         spatial("every second as time", saw_all, saw_all + times),
-        spatial("the format, copied", saw_all, "<obj>object</obj><box>[x1,y1,x2,y2]</box>at<t>time</t>s"),
+        spatial("the format, copied", saw_all, copied),
+        spatial("the format, copied instead of nothing", "The man has it.", copied),
         spatial("one sure claim, repeated", seen_man + missed, seen_man * 9 + missed),
+        spatial(
+            "one sure claim at other times",
+            seen_man + missed,
+            "".join(claim("man", _NEAR_MAN, t) for t in near) + missed,
+        ),
         spatial("malformed where unsure", seen_man + missed, seen_man + missed.replace("[0,0", "[0,0,?")),
         spatial("malformed time where unsure", seen_man + missed, seen_man + missed.replace("12.2", "12,2")),
         spatial("only the easiest frame", saw_all, seen_man),
@@ -114,6 +119,18 @@ def exploits() -> list[Exploit]:
             _TEMPORAL,
             tags.render_think_answer(some_times, span),
             tags.render_think_answer(some_times + tags.render_time(15) * 20, span),
+        ),
+        Exploit(
+            "one time inside, with more digits",
+            _TEMPORAL,
+            tags.render_think_answer(some_times, span),
+            tags.render_think_answer(some_times + "".join(f"<t>15.{n:02}</t>s" for n in range(20)), span),
+        ),
+        Exploit(
+            "empty times",
+            _TEMPORAL,
+            tags.render_think_answer("It happens early.", span),
+            tags.render_think_answer("It happens early. <t></t> <t></t>", span),
         ),
         Exploit(
             "every second as time, temporal",
@@ -136,17 +153,17 @@ def exploits() -> list[Exploit]:
     ]
 
 
-def attack(rule_sets: Mapping[str, RewardRules], user_reward: UserReward | None = None) -> list[Finding]:
+def attack(rule_sets: Mapping[str, RewardRules], user_reward: Reward | None = None) -> list[Finding]:
     """Score every exploit under every rule set, then each option alone on top of the first set that it beats.
 
     Raises: InputError where `user_reward` does not return one finite number per completion.
     """
     cases = exploits()
-    gains = {name: _gains(cases, functools.partial(_total, rules=rules)) for name, rules in rule_sets.items()}
+    gains = {name: _gains(cases, functools.partial(_score, rules=rules)) for name, rules in rule_sets.items()}
     beaten = [next((name for name in rule_sets if pays(gains[name][i])), None) for i in range(len(cases))]
     with_option = {
         base: {
-            option: _gains(cases, functools.partial(_total, rules=dataclasses.replace(rule_sets[base], **change)))
+            option: _gains(cases, functools.partial(_score, rules=dataclasses.replace(rule_sets[base], **change)))
             for option, change in OPTIONS.items()
         }
         for base in rule_sets
@@ -167,34 +184,17 @@ def pays(gain: SupportsFloat) -> bool:
     return float(gain) > _LEAST_GAIN
 
 
-def _gains(cases: Sequence[Exploit], reward: UserReward) -> np.ndarray:
+def _gains(cases: Sequence[Exploit], reward: Reward) -> np.ndarray:
     """Reward of the adversarial answer less that of the honest one."""
     records = [case.record for case in cases]
     totals = []
     for texts in ([case.honest for case in cases], [case.adversarial for case in cases]):
-        total = np.asarray(reward(records, texts), np.float64)
-        if total.shape != (len(cases),) or not np.isfinite(total).all():
-            raise InputError(f"{USER}: returned shape {total.shape}; expected {len(cases)} finite numbers")
+        total = reward(records, texts, 1.0).total.astype(np.float64)
+        if not np.isfinite(total).all():
+            raise InputError(f"{USER}: gave {total[~np.isfinite(total)][0]}; expected finite numbers")
         totals.append(total)
     return totals[1] - totals[0]
 
 
-def _total(records: Sequence[dict], completions: Sequence[str], rules: RewardRules) -> np.ndarray:
-    return score.score(records, completions, rules=rules).total
-
-
-def load_reward(name: str) -> UserReward:
-    """`module:function`, imported, from the working directory too. Raises: InputError if there is no such thing."""
-    module, colon, function = name.partition(":")
-    if not colon:
-        raise InputError(f"--reward {name!r}; expected module:function, such as my_rewards:score")
-    sys.path.append(os.getcwd())  # an installed program has its own folder there, not the user's
-    try:
-        found = getattr(importlib.import_module(module), function)
-    except (ImportError, ValueError, AttributeError) as error:  # ValueError: no name of a module
-        raise InputError(f"--reward {name!r}: {error}; the module must be importable from here") from error
-    finally:
-        sys.path.pop()
-    if not callable(found):
-        raise InputError(f"--reward {name!r} is {type(found).__name__}; expected a function of records and completions")
-    return found
+def _score(records: Sequence, completions: Sequence[str], progress: float, rules: RewardRules) -> score.Rewards:
+    return score.score(records, completions, progress=progress, rules=rules)

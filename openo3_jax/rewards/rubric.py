@@ -62,7 +62,7 @@ def term_applies(truth: Truth, evidence: spatial.Evidence, rules: RuleNumbers) -
     annotated = truth.has_frames & truth.has_items & ~spatial.cites_unannotated(evidence, truth)
     spans = is_task[tasks.TEMPORAL] | (is_task[tasks.TEMPORAL_MCQ] & rules.temporal_mcq_tiou)
     applies = {
-        "ans_acc": ~is_visual & ~is_task[tasks.TEMPORAL],
+        "ans_acc": ~is_visual & ~is_task[tasks.TEMPORAL] & truth.has_answer,
         "ans_tiou": spans & truth.has_span,
         "ans_viou": is_visual & truth.has_box,
         "thk_temporal_point": is_spatial & truth.has_frames,

@@ -50,11 +50,13 @@ class RewardRules:
     sigma_start_s: float = 4.0  # width of the proximity at the start of training
     sigma_end_s: float = 1.0  # and from `sigma_end_progress` on
     sigma_end_progress: float = 0.75
-    format_evidence: Literal["adjacent", "counts"] = "adjacent"  # tags must touch, or each just occur
+    # Tags must touch, or each just occur; "parsed": touch and hold what can be read.
+    format_evidence: Literal["adjacent", "counts", "parsed"] = "adjacent"
     format_one_word_object: bool = False  # visual QA: `<obj>word</obj><box>[..]</box>` anywhere is enough
 
     malformed_in_denominator: bool = False  # every `<obj>` in think counts as a claim, parsed or not
-    repeats_once: bool = False  # an identical claim or time counts once
+    repeats_once: bool = False  # an identical claim, or a time in the same half second, counts once
+    once_per_box: bool = False  # later claims on a true box that has earned already earn 0
     key_frame_recall: bool = False  # think evidence is multiplied by the share of key frames cited
     compare_names: bool = False  # a claim meets only the objects of its own name
     one_box_per_claim: bool = False  # of several boxes the first counts
@@ -104,10 +106,12 @@ class RewardRules:
             sigma_start_s=np.float64(self.sigma_start_s),
             sigma_end_s=np.float64(self.sigma_end_s),
             sigma_end_progress=np.float64(self.sigma_end_progress),
-            format_adjacent=np.bool_(self.format_evidence == "adjacent"),
+            format_adjacent=np.bool_(self.format_evidence != "counts"),
+            format_parsed=np.bool_(self.format_evidence == "parsed"),
             format_one_word_object=np.bool_(self.format_one_word_object),
             malformed_in_denominator=np.bool_(self.malformed_in_denominator),
             repeats_once=np.bool_(self.repeats_once),
+            once_per_box=np.bool_(self.once_per_box),
             key_frame_recall=np.bool_(self.key_frame_recall),
             compare_names=np.bool_(self.compare_names),
             one_box_per_claim=np.bool_(self.one_box_per_claim),
@@ -132,9 +136,11 @@ class RuleNumbers(NamedTuple):
     sigma_end_s: Float[Array, ""]
     sigma_end_progress: Float[Array, ""]
     format_adjacent: Bool[Array, ""]
+    format_parsed: Bool[Array, ""]
     format_one_word_object: Bool[Array, ""]
     malformed_in_denominator: Bool[Array, ""]
     repeats_once: Bool[Array, ""]
+    once_per_box: Bool[Array, ""]
     key_frame_recall: Bool[Array, ""]
     compare_names: Bool[Array, ""]
     one_box_per_claim: Bool[Array, ""]
@@ -156,8 +162,10 @@ RELEASED = RewardRules(
 )
 # Every option that closes a way to game the reward, on top of the paper's rules.
 HARDENED = RewardRules(
+    format_evidence="parsed",
     malformed_in_denominator=True,
     repeats_once=True,
+    once_per_box=True,
     key_frame_recall=True,
     compare_names=True,
     one_box_per_claim=True,
@@ -168,12 +176,18 @@ PRESETS: dict[str, RewardRules] = {"paper": PAPER, "released": RELEASED, "harden
 
 
 def get_rules(rules: str | RewardRules) -> RewardRules:
-    """A preset by name, or the rules themselves. Raises InputError for an unknown name."""
+    """A preset by its name, with changes behind commas if any, or the rules themselves.
+
+    Example: `get_rules("hardened,gate_s=1,weight.format=0.5")`.
+    Raises: InputError for an unknown name or change.
+    """
     if isinstance(rules, RewardRules):
         return rules
-    if not isinstance(rules, str) or rules not in PRESETS:
-        raise InputError(f"rules={rules!r}; expected one of {', '.join(PRESETS)} or a RewardRules")
-    return PRESETS[rules]
+    name, *changes = rules.split(",") if isinstance(rules, str) else [None]
+    if name not in PRESETS:
+        expected = f"{', '.join(PRESETS)}, one of them with changes such as paper,gate_s=1, or a RewardRules"
+        raise InputError(f"rules={rules!r}; expected {expected}")
+    return change_rules(PRESETS[name], changes)
 
 
 def change_rules(rules: RewardRules, changes: Iterable[str]) -> RewardRules:

@@ -19,7 +19,8 @@ class Evidence(NamedTuple):
     delta_s: Float[Array, " claims"]  # cited time minus the frame's
     cited: Bool[Array, " claims"]  # the claim is well formed and its frame passed the gate
     box_iou: Float[Array, "boxes gold_boxes"]  # every predicted box with every true one of any frame
-    iou: Float[Array, " claims"]  # what the claim earns; 0 unless cited
+    counted: Bool[Array, " claims"]  # not said before, nor on a box that has earned, where the rules ask
+    iou: Float[Array, " claims"]  # what the claim earns; 0 unless cited and counted
 
 
 def ans_viou(prediction: Prediction, truth: Truth) -> Float[Array, ""]:
@@ -36,9 +37,8 @@ def thk_spatial(prediction: Prediction, truth: Truth, evidence: Evidence, rules:
     0 unless both think and answer are there.
     Source: arXiv:2510.20579, Eq. 5; src/r1-v/src/open_r1/reward_func.py:475-605.
     """
-    counted = counted_claims(prediction, rules)
     # r = sum over claims of v / number of times or claims
-    score = jnp.where(counted, evidence.iou, 0.0).sum() / jnp.maximum(num_claims(prediction, rules), 1)
+    score = evidence.iou.sum() / jnp.maximum(num_claims(prediction, rules), 1)
     frames = jnp.arange(len(truth.frame_valid), dtype=jnp.int32)
     is_cited = (evidence.cited[:, None] & (evidence.frame[:, None] == frames)).any(0)
     recall = is_cited.sum(dtype=float) / jnp.maximum(truth.frame_valid.sum(dtype=float), 1)
@@ -74,8 +74,18 @@ def gather_evidence(prediction: Prediction, truth: Truth, rules: RuleNumbers) ->
     # v[claim] = 1[gate] max over the objects of its frame
     shown = (truth.object_frame >= 0) & (truth.object_frame == frame[:, None])
     shown &= ~rules.compare_names | (truth.object_names == prediction.claim_names[:, None])
-    iou = jnp.where(shown & cited[:, None], overlap, 0.0).max(1)
-    return Evidence(frame, delta_s, cited, box_iou, iou)
+    counted = ~(rules.repeats_once & prediction.claim_repeats)
+    shown &= (cited & counted)[:, None]
+    iou = jnp.where(shown, overlap, 0.0).max(1)
+    is_meant = (truth.gold_box_object >= 0) & shown[:, truth.gold_box_object]  # [claims gold boxes]
+    counted &= ~(rules.once_per_box & _is_taken(jnp.where(is_meant, best, 0.0), iou))
+    return Evidence(frame, delta_s, cited, box_iou, counted, jnp.where(counted, iou, 0.0))
+
+
+def _is_taken(best: Float[Array, "claims gold_boxes"], iou: Float[Array, " claims"]) -> Bool[Array, " claims"]:
+    """An earlier claim has earned on the true box that this one fits best."""
+    box, place = best.argmax(1), jnp.arange(len(iou), dtype=jnp.int32)
+    return ((box[:, None] == box) & (place < place[:, None]) & (iou > 0)).any(1)
 
 
 def match_frames(
@@ -102,11 +112,6 @@ def match_frames(
 def cites_unannotated(evidence: Evidence, truth: Truth) -> Bool[Array, ""]:
     """A claim was matched to a key frame for which the record has no boxes: there is no truth to compare with."""
     return (evidence.cited & ~truth.frame_has_items[evidence.frame]).any()
-
-
-def counted_claims(prediction: Prediction, rules: RuleNumbers) -> Bool[Array, " claims"]:
-    """Claims that may earn something: well formed, and with `repeats_once` the first of its kind."""
-    return prediction.claim_valid & ~(rules.repeats_once & prediction.claim_repeats)
 
 
 def num_claims(prediction: Prediction, rules: RuleNumbers) -> Float[Array, ""]:

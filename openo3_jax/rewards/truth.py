@@ -46,8 +46,8 @@ def normal_name(name: str) -> str:
 def read_record(record: Any, index: int, stemmer: Stemmer, sizes: SizeFinder | None = None) -> Gold:
     """Read what rewards need of an STGR-RL record; `index` names it in errors.
 
-    A value that should be a number, span or box and is not leaves its mark (`has_span`, `has_box`, `has_frames`,
-    `has_items`) in the result; the term that needs it will not apply.
+    A value that should be an option, word, number, span or box and is not leaves its mark (`has_answer`, `has_span`,
+    `has_box`, `has_frames`, `has_items`) in the result; the term that needs it will not apply.
 
     Raises: InputError for a missing field or a wrong type, with index and field.
     """
@@ -91,6 +91,7 @@ def read_record(record: Any, index: int, stemmer: Stemmer, sizes: SizeFinder | N
         words=[word_ids[word] for word in words] if words else (),
         span_s=span or (math.nan, math.nan),
         has_span=span is not None,
+        has_answer=bool(option or words),
         answer_box=box or (math.nan,) * 4,
         original_hw=original_hw,
         size_hw=size_hw,
@@ -166,7 +167,7 @@ def _read_frames(record: Record, where: str) -> _Frames:
 
 
 def _read_span(text: str) -> tuple[float, float] | None:
-    """`[start, end]` in seconds, a list or a tuple of two finite numbers; None for anything else.
+    """`[start, end]` in seconds, a list or a tuple of two finite numbers, start first; None for anything else.
 
     Source: src/r1-v/src/open_r1/reward_func.py:117-118.
     """
@@ -179,17 +180,21 @@ def _read_span(text: str) -> tuple[float, float] | None:
             return None
     if not isinstance(value, list | tuple) or len(value) != 2 or not all(map(_is_number, value)):
         return None
-    return float(value[0]), float(value[1])
+    start_s, end_s = map(float, value)
+    return (start_s, end_s) if start_s < end_s else None
 
 
 def _read_answer_box(answer: str) -> tuple[float, ...] | None:
-    """The first box of a visual answer, px of the original picture; None where there is no box."""
+    """The first box of a visual answer, px of the original picture; None where there is none or it has no area."""
     content = tags.first_box_content(answer)
     try:
         box = json.loads(content) if content is not None else None
     except (ValueError, RecursionError):
         return None
-    return tuple(map(float, box)) if _is_box(box) else None
+    if not _is_box(box):
+        return None
+    x1, y1, x2, y2 = map(float, box)
+    return (x1, y1, x2, y2) if x1 < x2 and y1 < y2 else None
 
 
 def _read_size(record: Record, where: str, field: str) -> tuple[float, float]:

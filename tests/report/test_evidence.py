@@ -82,6 +82,17 @@ def test_text_of_a_model_is_never_markup():
     )
 
 
+@pytest.mark.parametrize("time", ["0.00001", "7", "10000000000", "9" * 300, f"0.{'0' * 320}1"])
+def test_any_time_can_be_drawn(time):
+    shown = evidence.view(answer(f"<think><t>{time}</t>s</think>"), 0)
+    assert shown["timeline"] is None or 1 <= len(shown["timeline"]["ticks"]) <= 7
+
+
+def test_half_an_emoji_is_written(tmp_path):
+    pages.write(tmp_path / "page.html", evidence.render_page("t", [answer("<think>\ud83d</think>")]))
+    assert "\\ud83d" in (tmp_path / "page.html").read_text()
+
+
 def test_the_page_may_load_nothing_and_run_its_own_script_only():
     page = Page(evidence.render_page("t", [answer("<think></think>")]))
     policy = next(a["content"] for tag, a in page.elements if tag == "meta" and "http-equiv" in a)
@@ -149,8 +160,8 @@ def test_thousands_of_mentions_do_not_make_thousands_of_buttons():
 # ---- what is said of each ----
 
 
-def scored(completion, record=RECORD, **more):
-    return verdicts.score_rows([record | more], [completion], 1.0)[0]
+def scored(completion, record=RECORD, rules="paper"):
+    return verdicts.score_rows([record], [completion], 1.0, rules=rules)[0]
 
 
 def test_a_claim_is_held_against_its_key_frame():
@@ -160,7 +171,7 @@ def test_a_claim_is_held_against_its_key_frame():
     assert verdict.lines == (
         "key frame at 10 s, dt +1.00 s: passes the gate (|dt| <= 3 s)",
         "IoU 0.500 with 'cat'",
-        "earns 0.500 of 1 for thk_spatial",
+        "thk_spatial: earns 0.500",
         "11 s: proximity 0.607 to the nearest key frame",
     )
     assert verdict.true_boxes == (verdicts.TrueBox("cat", (0.0, 0.0, 0.5, 0.5), 10.0),)
@@ -182,6 +193,19 @@ def test_verdicts_stay_with_their_claims_behind_malformed_and_bare_ones():
     assert {"box 1: IoU 0.000 with 'dog'", "box 2: IoU 1.000 with 'dog'"} <= set(think[4].lines)
     assert "IoU 0.500 with 'cat'" in think[5].lines
     assert reply[0].lines == ()
+
+
+def test_what_does_not_count_is_said():
+    good = "<obj>cat</obj><box>[0,0,20,10]</box>at<t>10</t>s"
+    (think,) = [part for part in scored(f"<think>{good}<t>1.2.3</t>s</think>").verdicts if part]
+    assert "thk_spatial: earns nothing without an answer" in think[0].lines
+    assert "not counted, for another time is not a number" in think[0].lines
+    assert think[1].lines == ("not a number, voids all times",)
+    (think,) = [
+        part for part in scored(f"<think>{good * 2}</think><answer>a</answer>", rules="hardened").verdicts if part
+    ]
+    assert "thk_spatial: earns 1.000" in think[0].lines
+    assert "thk_spatial: earns nothing, for it was said before or its true box has earned already" in think[1].lines
 
 
 def test_spans_and_times_of_temporal_questions():

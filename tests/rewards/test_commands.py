@@ -9,7 +9,7 @@ import pytest
 import reward_cases as cases
 
 from openo3_jax.errors import InputError
-from openo3_jax.rewards import commands, explain, parse, redteam, score, statistics
+from openo3_jax.rewards import commands, explain, own, parse, redteam, score, statistics
 from openo3_jax.rewards.rules import PAPER, PRESETS, RELEASED
 
 PERFECT = cases.completion(cases.claim("cat", cases.CAT, 10), "A cat meets a dog.")
@@ -149,6 +149,8 @@ def test_statistics_by_hand():
     assert found.repeated_times == pytest.approx(1 / 3)
     assert found.repeated_claims == 0.5
     assert found.malformed_claims == pytest.approx(1 / 3)
+    others = parse.parse([cases.spatial_record(), *[cases.visual_record()] * 9], [texts[0], *[PERFECT] * 9])
+    assert statistics.evidence_statistics(others).malformed_claims == pytest.approx(1 / 3)
     assert found.clip_cited == 2 / 40  # seconds 3 and 10 of 0 to 39
     assert found.format_broken == 0.0
     assert statistics.alarms(found) == [
@@ -199,11 +201,14 @@ def test_redteam_of_ones_own_reward(monkeypatch):
 
 
 def test_redteam_finds_a_reward_in_the_working_directory(monkeypatch, tmp_path):
-    (tmp_path / "reward_of_mine.py").write_text("def always(records, completions):\n    return [1] * len(records)\n")
+    source = (
+        "def always(records, completions):\n    import helper_of_mine\n    return [helper_of_mine.ONE] * len(records)\n"
+    )
+    (tmp_path / "reward_of_mine.py").write_text(source)
+    (tmp_path / "helper_of_mine.py").write_text("ONE = 1\n")
     monkeypatch.chdir(tmp_path)
-    path = list(sys.path)
-    assert redteam.load_reward("reward_of_mine:always")([{}] * 2, ["", ""]) == [1, 1]
-    assert sys.path == path
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    assert own.load("reward_of_mine:always")([{}] * 2, ["", ""], 1.0).total.tolist() == [1, 1]
 
 
 @pytest.mark.parametrize(
@@ -215,5 +220,33 @@ def test_redteam_refuses_what_is_no_reward(name):
 
 
 def test_redteam_refuses_a_reward_of_the_wrong_shape():
-    with pytest.raises(InputError, match="finite number"):
+    with pytest.raises(InputError, match=r"gave shape \(\) for \d+ completions; expected one number each"):
         commands.redteam(rules=["paper"], reward=f"{__name__}:one_number")
+
+
+def test_a_reward_with_terms_and_progress():
+    def reward(records, completions, progress):
+        ones = np.ones(len(records), np.float32)
+        return score.Rewards(terms={"mine": progress * ones}, applies={"mine": ones > 0}, total=2 * progress * ones)
+
+    found = own.make_reward(reward)([{}] * 2, ["", ""], 0.25)
+    assert found.terms["mine"].tolist() == [0.25] * 2 and found.applies["mine"].tolist() == [True] * 2
+    assert found.total.tolist() == [0.5] * 2
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ("ab", "reward: gave str; expected one number for each completion"),
+        ([[1], [1, 2]], "reward: gave list; expected one number"),
+        ({"total": 1}, "reward: gave dict; expected one number"),
+        (score.Rewards({"mine": np.ones(2)}, {}, np.ones(2)), "terms mine but applies -; expected both"),
+        (
+            score.Rewards({"mine": np.ones(3)}, {"mine": np.ones(3) > 0}, np.ones(3)),
+            r"term mine: gave shape \(3,\) for 2",
+        ),
+    ],
+)
+def test_a_reward_that_gives_something_else(given, message):
+    with pytest.raises(InputError, match=message):
+        own.make_reward(lambda records, completions: given)([{}] * 2, ["", ""], 1.0)

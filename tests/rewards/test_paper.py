@@ -126,6 +126,24 @@ FIELDS = {
                      0.75, 0.5),
     "repeated times": ({"repeats_once": True}, cases.temporal_record(), "<t>15</t>s <t>15</t>s <t>5</t>s",
                        "thk_temporal_segment", 2 / 3, 0.5),
+    "times of a half second": ({"repeats_once": True}, cases.temporal_record(), "<t>15</t>s <t>15.4</t>s <t>5</t>s",
+                               "thk_temporal_segment", 2 / 3, 0.5),
+    "once_per_box": ({"once_per_box": True}, SPATIAL_RECORD, PERFECT + claim("cat", "[0,0,20,19]", 10.1) * 2,
+                     "thk_spatial", (1 + 0.95 * 2) / 3, 1 / 3),
+    "a box that has not earned": ({"once_per_box": True}, SPATIAL_RECORD, claim("cat", "[60,0,80,20]", 10) + PERFECT,
+                                  "thk_spatial", 0.5, 0.5),
+    "another box": ({"once_per_box": True}, SPATIAL_RECORD, PERFECT + claim("dog", cases.DOG, 20), "thk_spatial", 1, 1),
+    "parsed claim": ({"format_evidence": "parsed"}, SPATIAL_RECORD, PERFECT, "format", 1, 1),
+    "no number as time": ({"format_evidence": "parsed"}, SPATIAL_RECORD, claim("cat", cases.CAT, "time"), "format", 1,
+                          0.5),
+    "no box in the claim": ({"format_evidence": "parsed"}, SPATIAL_RECORD, claim("cat", "[]", 10), "format", 1, 0.5),
+    "parsed box": ({"format_evidence": "parsed"}, cases.visual_record(), "<obj>a</obj><box>[1,2,3,4]</box>", "format",
+                   1, 1),
+    "letters as box": ({"format_evidence": "parsed"}, cases.visual_record(), "<obj>a</obj><box>[x1,y1,x2,y2]</box>",
+                       "format", 1, 0.5),
+    "parsed times": ({"format_evidence": "parsed"}, cases.temporal_record(), "<t>1</t>s <t>2</t>s", "format", 1, 1),
+    "empty times": ({"format_evidence": "parsed"}, cases.temporal_record(), "<t></t>s <t></t>s", "format", 1, 0.5),
+    "nothing asked": ({"format_evidence": "parsed"}, cases.mcq_record(), "", "format", 1, 1),
     "key_frame_recall": ({"key_frame_recall": True}, SPATIAL_RECORD, PERFECT, "thk_spatial", 1, 0.5),
     "recall of times": ({"key_frame_recall": True}, SPATIAL_RECORD, "<t>10</t>s", "thk_temporal_point", 1, 0.5),
     "compare_names": ({"compare_names": True}, SPATIAL_RECORD, claim("sofa", cases.CAT, 10), "thk_spatial", 1, 0),
@@ -204,7 +222,8 @@ def test_weights():
 
 
 def test_options_against_gaming_are_off_in_both_presets():
-    for field in ("malformed_in_denominator", "repeats_once", "key_frame_recall", "compare_names", "one_box_per_claim"):
+    fields = ("malformed_in_denominator", "repeats_once", "once_per_box", "key_frame_recall", "compare_names")
+    for field in (*fields, "one_box_per_claim"):
         assert not getattr(PAPER, field) and not getattr(RELEASED, field) and getattr(HARDENED, field)
 
 
@@ -228,3 +247,13 @@ def test_change_rules_refuses(change):
 def test_unknown_rules_are_named():
     with pytest.raises(InputError, match="paper, released, hardened"):
         score.score([cases.mcq_record()], [""], rules="strict")
+
+
+def test_rules_are_a_preset_and_changes():
+    assert rules.get_rules("released") is rules.RELEASED
+    expected = rules.change_rules(PAPER, ["gate_s=1", "weight.format=0.5"])
+    assert rules.get_rules("paper,gate_s=1,weight.format=0.5") == expected != PAPER
+    with pytest.raises(InputError, match="change 'gate'"):
+        rules.get_rules("paper,gate")
+    with pytest.raises(InputError, match="rules='gate_s=1'; expected paper, released, hardened"):
+        rules.get_rules("gate_s=1")
