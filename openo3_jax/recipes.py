@@ -124,13 +124,22 @@ def gspo_7b_lora() -> GSPOConfig:
 def gspo_7b_offpolicy() -> GSPOConfig:
     """`gspo_7b` with groups of 8 and four updates per rollout, clipped as in the GSPO paper (arXiv:2507.18071, 5.1).
 
-    openo3 gspo gspo_7b_offpolicy --batch-size 32 --steps 1164 --model EXPORTED_SFT --data DATA_ROOT --out RUN
+    openo3 gspo gspo_7b_offpolicy --model EXPORTED_SFT --data DATA_ROOT --out RUN
     Hardware: 8 x H100 80 GB, not checked by `openo3 plan`. Not run by us.
-    With the batch of 8 an update has two prompts there, and six of its eight rows are padding.
+    32 prompts a step: each of the four updates has one for each of 8 devices. Old log-probabilities are computed anew,
+    for in bfloat16 the sampler may differ from the trainer by more than this clip is wide.
     """
     base = gspo_7b()
-    sampling = dataclasses.replace(base.sampling, num_samples=8)
-    return dataclasses.replace(base, sampling=sampling, minibatches=4, clip_low=3e-4, clip_high=4e-4)
+    return dataclasses.replace(
+        base,
+        steps=1164,
+        batch_size=32,
+        minibatches=4,
+        sampling=dataclasses.replace(base.sampling, num_samples=8),
+        old_logp="recompute",
+        clip_low=3e-4,
+        clip_high=4e-4,
+    )
 
 
 def grpo_7b() -> GSPOConfig:
@@ -160,8 +169,14 @@ def gspo_tiny() -> GSPOConfig:
     )
 
 
-SFT: Mapping[str, SFTConfig] = {"sft_tiny": sft_tiny(), "sft_7b": sft_7b(), "sft_7b_lora": sft_7b_lora()}
+SFT: Mapping[str, SFTConfig] = {
+    "demo": demo(),
+    "sft_tiny": sft_tiny(),
+    "sft_7b": sft_7b(),
+    "sft_7b_lora": sft_7b_lora(),
+}
 GSPO: Mapping[str, GSPOConfig] = {
+    "demo_gspo": demo_gspo(),
     "gspo_tiny": gspo_tiny(),
     "gspo_7b": gspo_7b(),
     "gspo_7b_lora": gspo_7b_lora(),

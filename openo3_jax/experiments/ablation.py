@@ -18,9 +18,8 @@ from openo3_jax.errors import InputError, Stopped
 from openo3_jax.evals import sampled, store
 from openo3_jax.experiments import Outcome
 from openo3_jax.policy import Policy
-from openo3_jax.rewards import score
 from openo3_jax.rewards.rules import PAPER, RewardRules
-from openo3_jax.train import gspo, metrics, rollout, run
+from openo3_jax.train import gspo, metrics, run
 
 TERMS = ("thk_temporal_point", "thk_spatial")  # what the figure shows, by the paper's rules at the end of training
 ARMS: Mapping[str, RewardRules] = {
@@ -101,9 +100,8 @@ def compare(
                 model=start / "sft_model",
                 data=start / "data",
                 out=out / name,
-                config=dataclasses.replace(recipe, seed=seed),
+                config=dataclasses.replace(recipe, seed=seed, rules=",".join(["paper", *rule_changes(rules)])),
                 prompts_file=story.PROMPTS,
-                reward=_reward(rules),
                 resume=True,
                 evaluate=evaluate,
             )
@@ -155,10 +153,6 @@ def _run_name(arm: str, seed: int) -> str:
 def _metric(term: str) -> str:
     """Its name in the metrics of a run."""
     return f"eval/{term}"
-
-
-def _reward(rules: RewardRules) -> rollout.Reward:
-    return lambda records, texts, progress: score.score(records, texts, progress=progress, rules=rules)
 
 
 def _measure(asked: held_out.Questions, recipe: GSPOConfig) -> Callable[[Policy], dict[str, float]]:

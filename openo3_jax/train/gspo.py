@@ -18,6 +18,7 @@ from openo3_jax import policy as policy_lib
 from openo3_jax.config import GSPOConfig
 from openo3_jax.data import annotations, plan, prompts, rl_prompts
 from openo3_jax.errors import InputError
+from openo3_jax.rewards import own
 from openo3_jax.train import guards, journal, loop, profiling, rollout, run, runlog, steps
 from openo3_jax.train import resume as resume_lib
 from openo3_jax.train import state as state_lib
@@ -36,7 +37,7 @@ def run_gspo(
     mesh: Mapping[str, int] | Mesh | None = None,
     prompts_file: Path | None = None,
     reference: Path | None = None,
-    reward: rollout.Reward | None = None,
+    reward: own.Reward | None = None,
     resume: bool = False,
     profile: profiling.Steps | None = None,
     evaluate: loop.Evaluator | None = None,
@@ -51,6 +52,7 @@ def run_gspo(
     another shape, a reward or a loss that is not finite, a run with other settings, data or model to resume; Stopped
     after a signal, with the state saved.
     """
+    reward = rollout.rubric_reward(config.rules) if reward is None else reward
     log = runlog.RunLog(out)
 
     def read() -> tuple[list[annotations.Record], prompts.Prompts, policy_lib.Policy, policy_lib.Policy | None]:
@@ -79,7 +81,7 @@ def run_gspo(
         state = resume_lib.go_on(out, found, state)
         max_bad = int(config.max_bad_fraction * len(records))
         guard = guards.Guard("gspo", config, out, log)
-        stage = _GSPO(policy, source, config, reward or rollout.rubric_reward(config.rules), out, max_bad, guard)
+        stage = _GSPO(policy, source, config, reward, out, max_bad, guard)
         if found is not None:
             stage.remember(found.memory)
         this = loop.Run(out, config, about, log, start, profile)
@@ -95,7 +97,7 @@ class _GSPO:
         policy: policy_lib.Policy,  # without weights
         source: rl_prompts.Prompts,
         config: GSPOConfig,
-        reward: rollout.Reward,
+        reward: own.Reward,
         out: Path,
         max_bad: int,  # records
         guard: guards.Guard,

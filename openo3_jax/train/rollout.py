@@ -15,12 +15,11 @@ from openo3_jax.data.rl_prompts import Prompt
 from openo3_jax.errors import InputError
 from openo3_jax.policy import Generations, Policy
 from openo3_jax.rewards import rubric, score
+from openo3_jax.rewards.own import Reward
 from openo3_jax.rewards.rubric import Advantages
+from openo3_jax.rewards.rules import get_rules
 from openo3_jax.rewards.score import Rewards
 from openo3_jax.types import Rollouts
-
-# (records, completions, share of training done) -> one value per completion
-Reward = Callable[[Sequence, Sequence[str], float], Rewards]
 
 
 class Groups(NamedTuple):
@@ -64,26 +63,9 @@ def prompt_seeds(seed: int, step: int, number: int) -> list[int]:
 
 
 def rubric_reward(rules: str) -> Reward:
-    """The rewards of this package under a rule set."""
-    return lambda records, completions, progress: score.score(records, completions, progress=progress, rules=rules)
-
-
-def own_reward(function: Callable[[Sequence, Sequence[str]], Sequence[float]]) -> Reward:
-    """A function of records and completions that gives one number each, as a reward without terms.
-
-    Raises (when called): InputError for another number of values.
-    """
-
-    def reward(records: Sequence, completions: Sequence[str], progress: float) -> Rewards:
-        del progress
-        total = np.asarray(function(records, completions), np.float32)
-        if total.shape != (len(records),):
-            raise InputError(
-                f"reward: gave shape {total.shape} for {len(records)} completions; expected one number each"
-            )
-        return Rewards(terms={}, applies={}, total=total)
-
-    return reward
+    """The rewards of this package under a rule set. Raises: InputError for rules that there are not."""
+    found = get_rules(rules)
+    return lambda records, completions, progress: score.score(records, completions, progress=progress, rules=found)
 
 
 def judge(

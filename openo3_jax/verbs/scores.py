@@ -26,7 +26,7 @@ def score(
 
     Args:
         file: JSONL; a line is a record with `completion`, and perhaps `group` and `step_percent`.
-        rules: a rule set: paper, released or hardened.
+        rules: a rule set: paper, released or hardened, with changes if any: paper,gate_s=1.
         explain: say why, for every line.
         what_if: FIELD=VALUE, a rule to change for a second scoring; may be repeated.
         json: where to write everything.

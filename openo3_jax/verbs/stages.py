@@ -77,18 +77,17 @@ def gspo_of(recipe: GSPOConfig) -> Callable[..., None]:
 
         Args:
             reference: the model not to leave too far behind, if it is not the one to start from.
-            reward: a reward of one's own, module:function, called with records and completions.
+            reward: a reward of one's own, module:function, of records, completions and, if it likes, progress.
             processes: of a run over several hosts; each of them is started with the same command.
         """
         _start(processes, config)
-        from openo3_jax.rewards import redteam
+        from openo3_jax.rewards import own
         from openo3_jax.train import gspo as stage
-        from openo3_jax.train import rollout
 
         how = run.arguments()
-        own = None if reward is None else rollout.own_reward(redteam.load_reward(reward))
+        user = None if reward is None else own.load(reward)
         with _several(processes):
-            stage.run_gspo(**how, config=config, reference=reference, reward=own)
+            stage.run_gspo(**how, config=config, reference=reference, reward=user)
 
     return gspo
 

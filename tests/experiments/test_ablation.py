@@ -15,6 +15,7 @@ from openo3_jax.demo import story
 from openo3_jax.errors import InputError, Stopped
 from openo3_jax.experiments import ablation, sweep
 from openo3_jax.rewards import rules
+from openo3_jax.rewards.score import Rewards
 
 pytestmark = pytest.mark.timeout(900)  # programs of several runs are compiled in one test
 
@@ -77,25 +78,24 @@ def test_an_interrupted_comparison_goes_on_and_measures_nothing_twice(start, qui
     for arm in ARMS:
         np.testing.assert_array_equal(again[arm][0].values, found[arm][0].values)
     settings = json.loads((out / "no-gate-seed0" / "config.json").read_text())
-    assert settings["config"]["rules"] == "paper"
+    assert settings["config"]["rules"] == "paper,gate_s=inf"
     assert json.loads((out / "no-gate-seed0.json").read_text())["rules"] == ["gate_s=inf"]
 
 
 def test_each_arm_is_trained_by_its_own_rules(start, quick, tmp_path, monkeypatch):
     given = []
     monkeypatch.setattr(ablation.sampled, "sample_rewards", lambda *_, **__: rewards())
-    monkeypatch.setattr(ablation.score, "score", lambda *_, rules, **__: given.append(rules))
     policy = ablation.policy_lib.load_pretrained(start / "sft_model")
 
-    def run_gspo(*, out, reward, evaluate, config, **_):
-        reward([], [], 0.5)
+    def run_gspo(*, out, evaluate, config, **_):
+        given.append(rules.get_rules(config.rules))
         lines = [{"step": step, **evaluate(policy, step)} for step in range(1, config.steps + 1)]
         out.mkdir()
         (out / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
 
     monkeypatch.setattr(ablation.gspo, "run_gspo", run_gspo)
     found = compare(start, tmp_path / "out", seeds=2, steps=5, measure_every=2)
-    assert given == [rules for rules in ARMS.values() for _ in range(2)]
+    assert given == [arm for arm in ARMS.values() for _ in range(2)]
     assert [curve.steps for curves in found.values() for curve in curves] == [[0, 2, 4, 5]] * 4
 
 
@@ -103,7 +103,7 @@ def rewards():
     values = {term: np.ones(1, np.float32) for term in ablation.TERMS}
     applies = {term: np.ones(1, bool) for term in ablation.TERMS}
     texts, one = [[""]], np.ones((1, 1), np.float32)
-    return ablation.sampled.SampledRewards(one, one[0], texts, ablation.score.Rewards(values, applies, one[0]))
+    return ablation.sampled.SampledRewards(one, one[0], texts, Rewards(values, applies, one[0]))
 
 
 # ---- what is refused ----

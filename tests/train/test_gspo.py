@@ -13,6 +13,7 @@ from openo3_jax.data import groups, packing, rl_prompts
 from openo3_jax.errors import InputError
 from openo3_jax.models import qwen2_5_vl
 from openo3_jax.policy import Generations
+from openo3_jax.rewards.own import make_reward
 from openo3_jax.rewards.score import Rewards
 from openo3_jax.train import gspo, rollout, state, steps
 from openo3_jax.types import Rollouts
@@ -217,7 +218,7 @@ def climb(policy, *, shuffle: bool) -> list[float]:
     """Mean reward of every step of the toy task: to write sevens."""
     prompts = ask(policy, "Why?", "Where is it?", "What do you see?", "When?")
     training, step = state.make_state(policy, TOY), steps.make_gspo_step(TOY)
-    reward, bucket = rollout.own_reward(share_of_sevens), rollout.GrowingBucket()
+    reward, bucket = make_reward(share_of_sevens), rollout.GrowingBucket()
     draw = np.random.default_rng(0)
     history: list[float] = []
     for number in range(TOY.steps):
@@ -271,7 +272,7 @@ def test_completions_that_the_limit_cut(policy, cut, expected):
     prompts = ask(policy, "a", "b")
     out = generations([["a", "aa", "aaa"], ["a", "aa", "aaa"]], [[True, True, False], [False] * 3])
     config = dataclasses.replace(config, sampling=dataclasses.replace(config.sampling, num_samples=3))
-    _, advantages = rollout.judge(prompts, out, config, rollout.own_reward(length_reward), 1.0)
+    _, advantages = rollout.judge(prompts, out, config, make_reward(length_reward), 1.0)
     np.testing.assert_allclose(advantages.advantage[0], expected[0], rtol=1e-5)
     if cut == "drop":
         assert advantages.keep.tolist() == [[True, True, False], [False] * 3]
@@ -283,11 +284,11 @@ def test_a_reward_that_is_no_number_is_named(policy):
     prompts = ask(policy, "a")
     out = generations([["x", "y"]], [[True, True]])
     config = dataclasses.replace(TOY, sampling=dataclasses.replace(TOY.sampling, num_samples=2))
-    broken = rollout.own_reward(lambda records, completions: [0.0, float("nan")])
+    broken = make_reward(lambda records, completions: [0.0, float("nan")])
     with pytest.raises(InputError, match="reward: nan for record 0, completion 'y'"):
         rollout.judge(prompts, out, config, broken, 1.0)
     with pytest.raises(InputError, match=r"gave shape \(1,\) for 2 completions"):
-        rollout.judge(prompts, out, config, rollout.own_reward(lambda records, completions: [0.0]), 1.0)
+        rollout.judge(prompts, out, config, make_reward(lambda records, completions: [0.0]), 1.0)
 
 
 def test_seeds_are_a_function_of_step_and_place():

@@ -12,7 +12,8 @@ from openo3_jax.data import samples as samples_lib
 from openo3_jax.data import synthetic
 from openo3_jax.errors import InputError
 from openo3_jax.policy import load_pretrained
-from openo3_jax.train import gspo, rollout, run
+from openo3_jax.rewards.own import make_reward
+from openo3_jax.train import gspo, run
 
 CONFIG = dataclasses.replace(
     recipes.gspo_tiny(),
@@ -163,8 +164,14 @@ def test_too_many_bad_records(root, tmp_path, one_device):
         picture.write_bytes(content)
 
 
+def test_unknown_rules_are_found_before_anything_is_read(root, tmp_path):
+    config = dataclasses.replace(CONFIG, rules="paper,gates=1")
+    refuse(root, tmp_path, "change 'gates=1': no field 'gates'", config=config, model=tmp_path / "none")
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_reward_that_is_no_number_stops_the_run(root, tmp_path, one_device):
-    reward = rollout.own_reward(lambda records, completions: [float("nan")] * len(records))
+    reward = make_reward(lambda records, completions: [float("nan")] * len(records))
     refuse(root, tmp_path, "reward: nan for record", mesh=one_device, reward=reward)
 
 

@@ -15,7 +15,8 @@ from openo3_jax import cli
 from openo3_jax.config import OptimizerConfig, RunConfig
 from openo3_jax.errors import InputError
 from openo3_jax.models import vision
-from openo3_jax.train import checkpoint, gspo, guards, replay, resume, rollout, sft, watchdog
+from openo3_jax.rewards.own import make_reward
+from openo3_jax.train import checkpoint, gspo, guards, replay, resume, sft, watchdog
 from openo3_jax.train import state as state_lib
 from openo3_jax.train.best import Best
 
@@ -101,7 +102,7 @@ def test_gspo_dumps_its_minibatch(root, tmp_path, one_device):
     config = dataclasses.replace(tiny_runs.GSPO, optimizer=OptimizerConfig(learning_rate=1e37))
     places = {"model": root / "model", "data": root / "data", "out": tmp_path / "run"}
     with pytest.raises(InputError, match=r"gspo: step 1 has .* openo3 replay .*step-1-0"):
-        gspo.run_gspo(**places, config=config, mesh=one_device, reward=rollout.own_reward(tiny_runs.reward))
+        gspo.run_gspo(**places, config=config, mesh=one_device, reward=make_reward(tiny_runs.reward))
     report = replay.replay(tmp_path / "run" / replay.DUMPS / "step-1-0", mesh=one_device)
     assert report.startswith("gspo, step 1") and "gradients: not finite in" in report
 

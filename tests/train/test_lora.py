@@ -19,7 +19,8 @@ from openo3_jax.config import GSPOConfig, LoRAConfig, OptimizerConfig, SFTConfig
 from openo3_jax.data import groups
 from openo3_jax.errors import InputError
 from openo3_jax.models import lora
-from openo3_jax.train import gspo, replay, rollout, run, sft, steps
+from openo3_jax.rewards.own import make_reward
+from openo3_jax.train import gspo, replay, run, sft, steps
 from openo3_jax.train import state as state_lib
 from openo3_jax.types import Rollouts
 
@@ -165,10 +166,12 @@ def test_the_reference_is_the_model_without_its_adapters(policy):
     for number in range(3):
         own, measured = step(own, rollouts)
         copied, expected = step(copied, rollouts)
-        assert float(measured["kl"]) == pytest.approx(float(expected["kl"]), abs=1e-7)
+        assert float(measured["kl"]) == pytest.approx(float(expected["kl"]), rel=1e-5, abs=1e-7)
+        assert float(measured["grad_norm"]) == pytest.approx(float(expected["grad_norm"]), rel=1e-5)
         assert (abs(float(measured["kl"])) < 1e-7) == (number == 0)
     for one, other in zip(jax.tree.leaves(own.params), jax.tree.leaves(copied.params), strict=True):
-        np.testing.assert_allclose(one, other, atol=1e-6)
+        # A thousandth of a step: AdamW makes rounding of small gradients large. Without the divergence it is 1.7 steps.
+        np.testing.assert_allclose(one, other, atol=1e-3 * config.optimizer.learning_rate)
 
 
 def test_a_step_changes_the_adapters_and_nothing_else(policy):
@@ -262,7 +265,7 @@ def test_stage_two_goes_on_from_an_adapter_and_its_sampler_is_its_trainer(root, 
     run.save_adapter(out, tmp_path / "adapter")
     config = dataclasses.replace(tiny_runs.GSPO, steps=2, lora=SMALL)
     places = {"model": tmp_path / "adapter", "data": root / "data", "out": tmp_path / "run"}
-    policy = gspo.run_gspo(**places, config=config, mesh=one_device, reward=rollout.own_reward(tiny_runs.reward))
+    policy = gspo.run_gspo(**places, config=config, mesh=one_device, reward=make_reward(tiny_runs.reward))
     lines = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
     assert len(lines) == 2 and max(line["gspo/logp_gap_max"] for line in lines) < 1e-4
     loaded = run.load(tmp_path / "run", mesh=one_device)
