@@ -170,16 +170,16 @@ def gspo_tiny() -> GSPOConfig:
 
 
 SFT: Mapping[str, SFTConfig] = {
-    "demo": demo(),
     "sft_tiny": sft_tiny(),
     "sft_7b": sft_7b(),
     "sft_7b_lora": sft_7b_lora(),
+    "demo": demo(),
 }
 GSPO: Mapping[str, GSPOConfig] = {
-    "demo_gspo": demo_gspo(),
     "gspo_tiny": gspo_tiny(),
     "gspo_7b": gspo_7b(),
     "gspo_7b_lora": gspo_7b_lora(),
     "gspo_7b_offpolicy": gspo_7b_offpolicy(),
     "grpo_7b": grpo_7b(),
+    "demo_gspo": demo_gspo(),
 }
