@@ -232,8 +232,6 @@ def _mend(
         if path is None or isinstance(files[path], InputError)
     ]
     mended, changes = record_checks.mend(entry.record, facts, lost)
-    if "key_items" in entry.raw and entry.raw["key_items"] is None:  # as released: it stays so
-        mended = {**mended, "key_items": None}
     if mended.get("key_frames") and entry.raw["key_frames"] != entry.record["key_frames"]:
         changes.insert(0, "key_frames: sorted by time")
     if entry.path is None or isinstance(files[entry.path], InputError):

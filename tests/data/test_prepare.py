@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from data.test_pipeline import CONFIG, Run, digest
-from openo3_jax import cli
+from openo3_jax import cli, tasks
 from openo3_jax.config import VideoConfig
 from openo3_jax.data import annotations, prepare, prompts, store, synthetic, transforms, workers
 from openo3_jax.errors import InputError
@@ -117,6 +117,19 @@ def test_an_interrupted_preparation_goes_on(root, raw, tmp_path, monkeypatch):
     for stage in ("sft", "rl"):
         whole, again = (annotations.load_stage(place, stage) for place in (raw, tmp_path / "out"))
         assert whole == again
+
+
+def test_a_record_with_null_key_items_is_prepared_and_read_back(tmp_path):
+    synthetic.write_dataset(tmp_path / "root", num_train=6, seed=4)
+    file = tmp_path / "root" / "json_data" / "STGR-RL.json"
+    records = json.loads(file.read_text())
+    next(record for record in records if record["task"] == tasks.TEMPORAL_SPATIAL)["key_items"] = None
+    file.write_text(json.dumps(records))
+    run_prepare(tmp_path / "root", tmp_path / "out")
+    checked, prepared = (annotations.load_stage(tmp_path / place, "rl") for place in ("root", "out"))
+    assert prepared == checked and len(checked) == 6
+    stored = store.Stored(tmp_path / "out", "rl", SMALL)
+    assert all(stored.media(record).pictures for record in prepared)
 
 
 def test_bad_records_are_left_out_and_named(tmp_path):
