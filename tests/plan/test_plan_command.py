@@ -16,6 +16,7 @@ import small
 from openo3_jax import cli, recipes
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import QWEN2_5_VL, GSPOConfig, LoRAConfig, SamplingConfig, SFTConfig
+from openo3_jax.data import sampling
 from openo3_jax.errors import InputError
 from openo3_jax.models import generate
 from openo3_jax.plan import command, compiler, devices, programs, search, workload
@@ -154,6 +155,32 @@ def test_sizes_of_a_load():
     assert (load.rows, load.row.seq, load.padding) == (64, 4096, 8)
 
 
+FRAMES = {  # settings of the video -> visual tokens of a frame of 16:9
+    (): 8 * 16,  # the floor of 128 tokens lifts the cap to 134
+    (("min_pixels", 100 * 784),): 8 * 16,  # 128 are the cap
+    (("min_pixels", 96 * 784), ("max_pixels", 96 * 784)): 7 * 14,  # the cap is int(1.05 * 96) = 100
+    (("max_frames", 64), ("max_pixels", 4096 * 784)): 45 * 80,  # 128,000 * 0.9 / 64 * 2 = 3,600 tokens: their share
+}
+
+
+@pytest.mark.parametrize("changes", FRAMES)
+def test_frames_are_as_large_as_the_data_makes_them(changes):
+    config = recipes.gspo_7b()
+    config = dataclasses.replace(config, video=dataclasses.replace(config.video, **dict(changes)))
+    load = workload.make_load(config, QWEN2_5_VL["7b"], Sizes(), 8)
+    assert len(load.grids) == config.video.max_frames
+    grid = load.grids[0]
+    assert grid.height * grid.width // 4 == FRAMES[changes]
+    area = FRAMES[changes] * 28 * 28
+    height, width = sampling.frame_size(2160, 3840, len(load.grids), config.video)
+    assert 0.85 * area < height * width <= area * 134 / 128
+
+
+def test_no_frames_are_planned_where_none_are_asked_for():
+    load = workload.make_load(recipes.gspo_7b(), QWEN2_5_VL["7b"], Sizes(frames=0), 8)
+    assert (load.grids, load.prompt_tokens) == ((), 256)
+
+
 def test_floors_and_cost_by_hand(answers):
     """One H100-second of arithmetic takes 2.5 at 40 %; 1,000 steps on 8 devices at 2 an hour."""
     config = dataclasses.replace(SFT, steps=1000)
@@ -255,20 +282,22 @@ def test_a_search_that_finds_nothing_says_why():
 
 
 @pytest.mark.parametrize("config", [SFT, GSPO])
-def test_limits_are_sought_each_alone(config, answers):
-    """Up to 40 frames, 3,200 tokens of text and groups of 9 fit, from 2, 40 and 2, by 8, 1,024 and 2."""
+@pytest.mark.parametrize(("frames", "most_frames"), [(2, 34), (None, 40)])
+def test_limits_are_sought_each_alone(frames, most_frames, config, answers):
+    """Up to 40 frames, 3,200 tokens of text and groups of 9 fit, from 2 (the recipe's 16), 40 and 2, by 8, 1,024, 2."""
 
     def judge(wish):
         group = wish.config.sampling.num_samples if isinstance(wish.config, GSPOConfig) else 0
-        shares = wish.sizes.frames / 40, wish.sizes.text_tokens / 3200, group / 9
+        shares = wish.sizes.num_frames(wish.config.video) / 40, wish.sizes.text_tokens / 3200, group / 9
         answer = answers["sft"]
         estimate = command.estimate_of(request(SFT), answer, Rates())
         return answer, estimate._replace(peak_bytes=int(2**30 * max(shares)), available_bytes=2**30)
 
-    most = {"frames": 34, "tokens of text": 3112}
+    most = {"frames": most_frames, "tokens of text": 3112}
     if config is GSPO:
         most["samples of a prompt"] = 8
-    best = search.Tried("", request(config), *judge(request(config)))
+    wish = request(config)._replace(sizes=dataclasses.replace(SIZES, frames=frames))
+    best = search.Tried("", wish, *judge(wish))
     assert search.limits(best, judge, lambda said: None) == most
 
 
