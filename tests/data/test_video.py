@@ -347,6 +347,32 @@ def test_the_process_ends_with_its_parent(tmp_path):
     assert not is_alive(pid)
 
 
+SIGNALLED = """
+import signal, sys
+from openo3_jax.config import VideoConfig
+from openo3_jax.data import video
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda *_: None)  # as a run does, which then saves its state
+with video.Decoder() as decoder:
+    decoder.read(sys.argv[1], VideoConfig())
+    pid = decoder._process.pid
+    print("reading", flush=True)
+    sys.stdin.readline()
+    print(len(decoder.read(sys.argv[1], VideoConfig()).frames), decoder._process.pid == pid)
+"""
+
+
+def test_a_signal_to_the_group_of_its_parent_leaves_the_process_alone(tmp_path):
+    path, pipe = clips.encode(tmp_path / "a.mp4"), subprocess.PIPE
+    command = [sys.executable, "-c", SIGNALLED, str(path)]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True) as parent:
+        assert parent.stdout.readline() == "reading\n"
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.killpg(parent.pid, number)
+        time.sleep(0.5)  # for what they would do
+        assert parent.communicate("\n", timeout=60)[0] == "12 True\n"
+
+
 def is_alive(pid):
     """False for a zombie as well: its end is for someone else to note."""
     try:
