@@ -76,10 +76,11 @@ class Samples:
     @property
     def data_hash(self) -> str:
         """Of the records and of everything else that their sizes depend on."""
+        settings = {name: value for name, value in dataclasses.asdict(self._config).items() if name not in store.LIMITS}
         wording = {task: dataclasses.asdict(said) for task, said in self._wording.by_stage[self._stage].items()}
         tokenizer = self._processor.tokenizer
         text = [len(tokenizer), self._processor.chat_template or tokenizer.chat_template]
-        return plan.data_hash(self._records, dataclasses.asdict(self._config), wording, text, self._loss_on)
+        return plan.data_hash(self._records, settings, wording, text, self._loss_on)
 
     def sizes(self, indices: Sequence[int]) -> list[packing.Size]:
         """The room that each sample takes; none for a record that cannot be used, which counts as bad."""

@@ -25,8 +25,8 @@ Frames = Literal["jpeg", "raw"]
 
 MANIFEST = "manifest.json"
 SIZES = "sizes-{stage}.jsonl"  # a line for each record, what is known without its pixels
-# Settings that decide on pixels and times; the others only bound the decoding, or choose among what is stored.
-_UNSTORED = ("deadline_s", "max_side_px", "key_frames")
+LIMITS = ("deadline_s", "max_side_px")  # settings that only bound the decoding: no pixel or time depends on them
+_UNSTORED = (*LIMITS, "key_frames")  # chooses among what is stored
 
 
 class Sizes(NamedTuple):
