@@ -206,6 +206,16 @@ def test_findings_that_could_not_be_written_are_not_looked_for(name, root, tmp_p
     assert "cannot be written" in capsys.readouterr().err and not (tmp_path / "f").exists()
 
 
+def test_a_mended_copy_is_whole_or_not_there(root, tmp_path, monkeypatch):
+    def fail(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(check, "_place", fail)
+    with pytest.raises(OSError, match="No space left"):
+        check.check_root(root, jobs=1, fix=tmp_path / "fixed")
+    assert [path.name for path in tmp_path.iterdir()] == ["root"]
+
+
 def test_an_espresso_clip_in_its_second_place_is_a_note(root):
     def change(records):
         record = next(r for r in records if r["task"] == STR)
