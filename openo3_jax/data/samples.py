@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 
 from openo3_jax import tasks
-from openo3_jax.config import VideoConfig
+from openo3_jax.config import GSPOConfig, SFTConfig, VideoConfig
 from openo3_jax.data import annotations, images, packing, plan, prompts, store, tokens, transforms, video, workers
 from openo3_jax.data.bad_records import BadRecords
 from openo3_jax.errors import InputError
@@ -15,6 +15,20 @@ from openo3_jax.types import Sample
 
 CACHE_BYTES = 4 * 1024**3  # of encoded samples kept between epochs
 NOTHING = packing.Size(0, 0, ())
+
+
+def check(
+    records: Sequence[annotations.Record], root: str | os.PathLike, stage: tasks.Stage, config: SFTConfig | GSPOConfig
+) -> None:
+    """What can be known before a model is loaded, and before media are read.
+
+    Raises: InputError for no records, weights that do not fit them, and a set that was prepared with other settings.
+    """
+    if not records:
+        raise InputError(f"{root}: its {annotations.STAGE_FILES[stage]} holds no records; expected at least one")
+    plan.record_weights(records, config.weights)
+    if store.is_prepared(root):
+        store.fitting_manifest(root, stage, config.video)
 
 
 @dataclasses.dataclass(frozen=True)
