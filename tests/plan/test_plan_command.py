@@ -201,6 +201,13 @@ def test_floors_and_cost_by_hand(answers):
     assert work.update == pytest.approx(work.model * 4 / 3), "every forward is made twice"
 
 
+def test_decoding_processes_are_those_of_the_recipe(answers):
+    """Half a GiB each: 32 of them where the host decides, 2 in this one."""
+    few = request(dataclasses.replace(SFT, workers=2))
+    most, least = (command.estimate_of(one, answers["sft"], Rates()).host_bytes for one in (request(SFT), few))
+    assert most - least == (32 - 2) * 2**29
+
+
 def test_updates_of_a_step_are_all_counted(answers):
     """Two minibatches: the update runs twice, what comes before it once."""
     wish = request(dataclasses.replace(GSPO, minibatches=2))
@@ -328,6 +335,24 @@ def test_mistakes(words, message, capsys):
     assert message in error and error.count("\n") == 1
 
 
+DAMAGED = {  # what config.json holds: what is said
+    "{": "config.json: not readable as JSON",
+    "[1]": "config.json: holds a list; expected a JSON object",
+    '{"model_type": "qwen2_5_vl", "vision_config": null}': "config.json: vision_config is None; expected an object",
+    '{"model_type": "qwen2_5_vl", "text_config": []}': "config.json: text_config is []; expected an object",
+    json.dumps(MODEL.to_hf() | {"num_attention_heads": 0}): "config.json: a value cannot be used (",
+    json.dumps(MODEL.to_hf() | {"rope_scaling": 3}): "config.json: a value cannot be used (",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_config_of_a_model(content, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(content)
+    assert cli.main(["plan", "sft_7b", "--devices", "h100:8", "--model", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert DAMAGED[content] in error and error.count("\n") == 1
+
+
 @pytest.mark.parametrize(("text", "extra"), [("h100:8", "plan-gpu"), ("v5p:2x2x2", "plan-tpu")])
 def test_a_compiler_that_is_not_installed(text, extra, monkeypatch, capsys):
     monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
@@ -362,6 +387,17 @@ def test_the_process_that_compiles_runs_on_the_cpu(monkeypatch):
         compiler.Compiler(EIGHT) as compile_for,
         pytest.raises(RuntimeError, match=r"^the compiler ended with 1: cpu$"),
     ):
+        compile_for(request(SFT))
+
+
+def test_a_compiler_that_ended_before_it_was_asked(monkeypatch):
+    """What was written and not read is nothing that leaving the block may fail of."""
+    monkeypatch.setattr(devices, "check_extra", lambda devices: None)
+    pipe = compiler.subprocess.PIPE
+    with compiler.Compiler(EIGHT) as compile_for, pytest.raises(RuntimeError, match=r"^the compiler ended with 3: "):
+        command_line = [sys.executable, "-c", "raise SystemExit(3)"]
+        compile_for._process = compiler.subprocess.Popen(command_line, stdin=pipe, stdout=pipe, text=True)
+        compile_for._process.wait()
         compile_for(request(SFT))
 
 
