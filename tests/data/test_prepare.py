@@ -11,7 +11,7 @@ from data.test_files import no_links
 from data.test_pipeline import CONFIG, Run, digest
 from openo3_jax import cli, tasks
 from openo3_jax.config import VideoConfig
-from openo3_jax.data import annotations, prepare, prompts, store, synthetic, transforms, workers
+from openo3_jax.data import annotations, prepare, prompts, stats, store, synthetic, transforms, workers
 from openo3_jax.errors import InputError
 
 SMALL = VideoConfig(max_frames=8, min_pixels=3136, max_pixels=3136)
@@ -59,6 +59,16 @@ def test_batches_are_those_of_the_videos(root, raw, processor):
             assert digest(stored.batches(step)) == digest(direct.batches(step))
         assert stored.batches.state(6) == direct.batches.state(6)
         assert not any(decoder._process for decoder in stored.samples._decoders._all)  # no video is opened
+
+
+def test_lengths_of_clips_are_those_of_the_videos(root, raw, tmp_path):
+    records = {stage: annotations.load_stage(raw, stage) for stage in annotations.STAGE_FILES}
+    direct, stored = (stats.clip_lengths(place, records, jobs=1) for place in (root, raw))
+    assert stored == direct
+    manifest = json.loads((raw / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"video": {"length": 3}}))
+    with pytest.raises(InputError, match=r"manifest.json: video: unknown field length"):
+        stats.clip_lengths(tmp_path, records, jobs=1)
 
 
 def test_jpeg_frames_are_close_and_small(root, raw, tmp_path):
