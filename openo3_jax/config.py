@@ -255,7 +255,7 @@ class VideoConfig:
         if self.min_pixels > self.max_pixels:
             raise InputError(
                 f"min_pixels={self.min_pixels} is above max_pixels={self.max_pixels}; expected at most that: give both "
-                "--video.min-pixels and --video.max-pixels"
+                "--video.min-pixels and --video.max-pixels (of eval: --min-pixels and --max-pixels)"
             )
         if self.fps <= 0 or self.deadline_s <= 0:
             raise InputError(f"fps={self.fps} and deadline_s={self.deadline_s} must be positive")

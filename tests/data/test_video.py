@@ -114,6 +114,7 @@ PARTS = {  # start and end of a clip of 6 s at 10 fps -> frames shown, times, le
     (2.0, 4.0): ([20, 26, 33, 40], [0, 2 / 3, 4 / 3, 2], 2.0),
     (0.0, 6.0): ([0, 5, 10, 16, 21, 27, 32, 38, 43, 49, 54, 59], [i * 6 / 11 for i in range(12)], 6.0),
     (5.0, 9.0): ([50, 53, 56, 59], [0, 1 / 3, 2 / 3, 1], 1.0),  # ends with the clip
+    (2.0, 2.2): ([20, 20, 21, 22], [0, 0.2 / 3, 0.4 / 3, 0.2], 0.2),  # four moments in which three frames are shown
 }
 
 
