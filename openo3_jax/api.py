@@ -6,7 +6,7 @@ from typing import Any
 
 from openo3_jax import tasks
 from openo3_jax.config import VideoConfig
-from openo3_jax.data import images, media, transforms, video
+from openo3_jax.data import images, media, video
 from openo3_jax.errors import InputError
 from openo3_jax.policy import Generations, Policy, load_pretrained
 from openo3_jax.rewards import parse
@@ -90,12 +90,10 @@ class MediaSizes:
         return {field: size for field, size in self._known[path].items() if record.get(field) is None}
 
     def _clip_sizes(self, path: str) -> dict[str, list[int]]:
-        size = list(self._decoder.read(path, VideoConfig()).size_wh)
+        size = list(self._decoder.probe(path, VideoConfig()).size_wh)
         return {"image_size": size, "image_size_refine": size}
 
 
 def _picture_sizes(path: str) -> dict[str, list[int]]:
-    height, width = images.load_picture(path).shape[:2]
-    pixels = {"min_pixels": transforms.MIN_IMAGE_PIXELS, "max_pixels": transforms.MAX_IMAGE_PIXELS}
-    new_height, new_width = images.smart_resize(height, width, **pixels)
-    return {"image_size": [width, height], "image_size_refine": [new_width, new_height]}
+    shown, source_hw = images.probe_picture(path, images.Area())
+    return {"image_size": list(source_hw[::-1]), "image_size_refine": list(shown.shape[1::-1])}

@@ -10,6 +10,12 @@ from openo3_jax.errors import InputError
 WEIGHT_FILES = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json", "*.pt", "*.pth", "*.gguf")
 
 
+def check_new(out: Path) -> None:
+    """Raises: InputError unless `out` can become a new directory: it is missing, or empty."""
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise InputError(f"{out}: exists and is not an empty directory; choose another place")
+
+
 class new_directory:
     """`with new_directory(out) as staging:` fills a sibling of `out` that takes its name on success, else vanishes."""
 
@@ -17,8 +23,7 @@ class new_directory:
         self.out = out
 
     def __enter__(self) -> Path:
-        if self.out.exists() and (not self.out.is_dir() or any(self.out.iterdir())):
-            raise InputError(f"{self.out}: exists and is not an empty directory; choose another place")
+        check_new(self.out)
         self.out.parent.mkdir(parents=True, exist_ok=True)
         self.staging = Path(tempfile.mkdtemp(prefix=f".{self.out.name}-", dir=self.out.parent))
         return self.staging

@@ -14,12 +14,24 @@ PACKAGE = Path(openo3_jax.__file__).parent
 SOURCES = {path.relative_to(PACKAGE).with_suffix("").as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 # Each layer may import the ones above it, never itself across a `|`, never one below.
-VOCABULARY = {"errors", "types", "tasks", "tags", "geometry", "mesh", "hosts", "config", "config_json", "recipes"}
+VOCABULARY = {
+    "errors",
+    "types",
+    "tasks",
+    "tags",
+    "geometry",
+    "mesh",
+    "hosts",
+    "config",
+    "config_json",
+    "recipes",
+    "model_files",
+}
 SIBLINGS = {"data", "models", "rewards"}
 LAYERS = [
     VOCABULARY,
     SIBLINGS,
-    {"model_files", "policy", "tiny"},
+    {"policy", "tiny"},
     {"train"},
     {"plan"},
     {"evals"},

@@ -92,6 +92,11 @@ def test_missing_fields_are_named():
     [
         (lambda: VideoConfig(min_frames=1), "need 2 <= min_frames <= max_frames, got 1, 16"),
         (lambda: VideoConfig(max_pixels=783), "max_pixels=783 holds no 28x28 visual token"),
+        (
+            lambda: VideoConfig(max_pixels=50_176),
+            "min_pixels=100352 is above max_pixels=50176; expected at most that: give both --video.min-pixels and "
+            "--video.max-pixels",
+        ),
         (lambda: VideoConfig(fps=0.0), "must be positive"),
         (lambda: SamplingConfig(max_new_tokens=0), "max_new_tokens=0 must be at least 1"),
         (lambda: SamplingConfig(temperature=-0.1), "need temperature >= 0"),

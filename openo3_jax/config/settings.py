@@ -32,6 +32,11 @@ class VideoConfig:
             raise InputError(f"frames: need 2 <= min_frames <= max_frames, got {self.min_frames}, {self.max_frames}")
         if self.max_pixels < 28 * 28:
             raise InputError(f"max_pixels={self.max_pixels} holds no 28x28 visual token; use at least 784")
+        if self.min_pixels > self.max_pixels:
+            raise InputError(
+                f"min_pixels={self.min_pixels} is above max_pixels={self.max_pixels}; expected at most that: give both "
+                "--video.min-pixels and --video.max-pixels (of eval: --min-pixels and --max-pixels)"
+            )
         if self.fps <= 0 or self.deadline_s <= 0:
             raise InputError(f"fps={self.fps} and deadline_s={self.deadline_s} must be positive")
 

@@ -4,13 +4,13 @@ import collections
 import json
 import os
 import pathlib
-import shutil
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
 
-from openo3_jax import tasks
+from openo3_jax import model_files, tasks
 from openo3_jax.config import VideoConfig
-from openo3_jax.data import annotations, media, record_checks, workers
+from openo3_jax.data import annotations, media, record_checks, store, workers
+from openo3_jax.data import files as files_lib
 from openo3_jax.data.record_checks import Facts, Flaw
 from openo3_jax.data.video import Decoder, Inspection
 from openo3_jax.errors import InputError
@@ -68,8 +68,8 @@ def check_root(
 
     Raises: InputError if neither file is there, one is not a JSON list, or `fix` is not empty.
     """
-    if fix is not None and os.path.exists(fix) and (not os.path.isdir(fix) or os.listdir(fix)):
-        raise InputError(f"{fix}: exists and is not an empty directory; choose another place for the mended copy")
+    if fix is not None:
+        model_files.check_new(pathlib.Path(fix))
     stages = [s for s, name in annotations.STAGE_FILES.items() if os.path.exists(os.path.join(root, "json_data", name))]
     if not stages:
         raise InputError(f"{root}: no json_data/STGR-SFT.json or STGR-RL.json; expected a data root as released")
@@ -93,7 +93,8 @@ def check_root(
             flaws += record_checks.find_flaws(entry.raw, entry.record, stage, _facts(entry, files))
             findings += [_finding(stage, entry.index, entry.raw, flaw) for flaw in flaws]
     if fix is not None:
-        _write_fixed(pathlib.Path(fix), root, entries, refused, files)
+        with model_files.new_directory(pathlib.Path(fix)) as staging:
+            _write_fixed(staging, root, entries, refused, files)
     findings.sort(key=lambda finding: (stages.index(finding.stage), finding.index))
     return Report(_count(raws), findings, len(files))
 
@@ -232,8 +233,6 @@ def _mend(
         if path is None or isinstance(files[path], InputError)
     ]
     mended, changes = record_checks.mend(entry.record, facts, lost)
-    if "key_items" in entry.raw and entry.raw["key_items"] is None:  # as released: it stays so
-        mended = {**mended, "key_items": None}
     if mended.get("key_frames") and entry.raw["key_frames"] != entry.record["key_frames"]:
         changes.insert(0, "key_frames: sorted by time")
     if entry.path is None or isinstance(files[entry.path], InputError):
@@ -252,22 +251,17 @@ def _write_json(path: pathlib.Path, records: Sequence[annotations.Record]) -> No
 
 
 def _place(source: str, target: pathlib.Path) -> None:
-    """A hard link, or a copy where the two lie on different disks."""
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        os.link(os.path.realpath(source), target)
-    except OSError:
-        shutil.copyfile(source, target)
+    if not target.exists():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        files_lib.link_or_copy(source, target)
 
 
 # ---- in words ----
 
 
-def write_jsonl(report: Report, path: str | os.PathLike) -> None:
-    """One finding per line, fields as in `Finding`."""
-    lines = [json.dumps(finding._asdict(), ensure_ascii=False) + "\n" for finding in report.findings]
+def write_jsonl(findings: Sequence[Finding | store.Damage], path: str | os.PathLike) -> None:
+    """One finding per line, fields as in `Finding`, or in `store.Damage`."""
+    lines = [json.dumps(finding._asdict(), ensure_ascii=False) + "\n" for finding in findings]
     pathlib.Path(path).write_text("".join(lines), encoding="utf-8")
 
 

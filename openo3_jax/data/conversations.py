@@ -105,17 +105,13 @@ def _items(message: Mapping[str, Any]) -> Sequence[Any]:
 
 
 def load_image(
-    source: str | os.PathLike | Image.Image | np.ndarray,
-    *,
-    min_pixels: int,
-    max_pixels: int,
-    like: images.Rule = "transformers",
+    source: str | os.PathLike | Image.Image | np.ndarray, *, min_pixels: int, max_pixels: int
 ) -> types.Picture:
     """A still of min_pixels..max_pixels px, its sides multiples of 28 px.
 
     Raises: InputError, with the path if there is one, for what is not a picture or over 200 times as long as wide.
     """
-    return types.Picture(images.fit_picture(source, images.Area(min_pixels, max_pixels, like))[0][None])
+    return types.Picture(images.fit_picture(source, images.Area(min_pixels, max_pixels, "transformers"))[0][None])
 
 
 def clip_items(clip: video.Video) -> list[Item]:

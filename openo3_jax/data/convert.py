@@ -14,9 +14,9 @@ from typing import Any, NamedTuple
 
 from PIL import Image
 
-from openo3_jax import tags, tasks
+from openo3_jax import model_files, tags, tasks
 from openo3_jax.config import VideoConfig
-from openo3_jax.data import annotations, images, media
+from openo3_jax.data import annotations, files, images, media
 from openo3_jax.data.video import Decoder
 from openo3_jax.errors import InputError
 
@@ -66,13 +66,8 @@ def convert_file(file: str | os.PathLike, out: str | os.PathLike, *, media_root:
     out = pathlib.Path(out)
     if not re.fullmatch(r"\w[\w.-]*", name):
         raise InputError(f"name={name!r}: expected letters, digits, '_', '-' and '.', such as own")
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists and is not an empty directory; choose another place")
-    try:
-        records = _write_records(file, out, pathlib.Path(media_root), name)
-    except InputError:
-        shutil.rmtree(out, ignore_errors=True)
-        raise
+    with model_files.new_directory(out) as staging:
+        records = _write_records(file, staging, pathlib.Path(media_root), name)
     return "\n".join(
         f"{stage}: {len(done)} records in {annotations.stage_file(out, stage)}" for stage, done in records.items()
     )
@@ -83,8 +78,8 @@ def _write_records(
 ) -> dict[tasks.Stage, list[dict[str, Any]]]:
     records: dict[tasks.Stage, list[dict[str, Any]]] = {"sft": [], "rl": []}
     with Decoder() as decoder:
-        for number, line in enumerate(_lines(file)):
-            item = _Item(line, media_root, f"{file}:{number + 1}", decoder)
+        for number, line in files.read_jsonl(file):
+            item = _Item(line, media_root, f"{file}:{number}", decoder)
             for stage, done in records.items():
                 record = item.record(stage, name)
                 if record is not None:
@@ -95,20 +90,6 @@ def _write_records(
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(json.dumps(done, ensure_ascii=False, indent=1) + "\n", encoding="utf-8")
     return records
-
-
-def _lines(file: str | os.PathLike) -> list[Any]:
-    try:
-        text = pathlib.Path(file).read_text(encoding="utf-8")
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); expected JSONL") from None
-    lines = []
-    for number, line in enumerate(text.splitlines()):
-        try:
-            lines.append(json.loads(line))
-        except ValueError as error:
-            raise InputError(f"{file}:{number + 1}: is not JSON ({error})") from None
-    return lines
 
 
 class _Item:

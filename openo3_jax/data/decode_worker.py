@@ -23,7 +23,6 @@ _GRACE_S = 5.0  # beyond the deadline, should the parent be gone and the decoder
 
 def main() -> None:
     """Serve requests until stdin closes."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # what a codec library prints must not reach the answers
     requests: queue.SimpleQueue[dict[str, Any]] = queue.SimpleQueue()

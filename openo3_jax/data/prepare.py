@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from openo3_jax import tasks
+from openo3_jax import model_files, tasks
 from openo3_jax.config import VideoConfig
 from openo3_jax.data import annotations, plan, stgr_dataset, store, transforms, workers
 from openo3_jax.data.bad_records import BadRecords
@@ -84,8 +84,7 @@ def _begin(out: pathlib.Path, settings: dict[str, Any]) -> None:
         if json.loads(file.read_text()) != settings:
             raise InputError(f"{out}: was begun with other settings; remove it, or choose another place")
         return
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise InputError(f"{out}: exists and is not an empty directory; choose another place")
+    model_files.check_new(out)
     file.parent.mkdir(parents=True)
     file.write_text(json.dumps(settings))
 

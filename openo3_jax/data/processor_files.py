@@ -31,6 +31,19 @@ class ImageSettings:
     merge_size: int
 
 
+def load_model_config(directory: pathlib.Path) -> config_lib.ModelConfig:
+    """config.json. Raises: InputError if it is missing, damaged, or that of a model which is not built here."""
+    path = directory / "config.json"
+    values = read_json(path)
+    for part in ("text_config", "vision_config"):
+        if not isinstance(values.get(part, {}), dict):
+            raise InputError(f"{path}: {part} is {values[part]!r}; expected an object, as in the original model's")
+    try:
+        return config_lib.ModelConfig.from_hf(values, where=str(path))
+    except (TypeError, ZeroDivisionError) as error:  # of the arithmetic that sizes must stand
+        raise InputError(f"{path}: a value cannot be used ({error}); copy it from the original model") from None
+
+
 def load_tokenizer(directory: pathlib.Path) -> "PreTrainedTokenizerBase":
     """The directory's own tokenizer, which must be able to say where its tokens stand in the text."""
     if not (directory / "tokenizer.json").exists() and not (directory / "vocab.json").exists():

@@ -107,8 +107,8 @@ def _oddities(raw: Mapping[str, Any], record: Record) -> Iterator[Flaw]:
     if record["source"] == "videor1_free_from":
         yield Flaw("source", "spelled videor1_free_from, as released", is_note=True)
     if "key_items" in raw and record["task"] == tasks.TEMPORAL_SPATIAL:
-        if raw["key_items"] is None:
-            yield Flaw("key_items", "null, as released: no boxes to compare with", is_note=True)
+        if not raw["key_items"]:
+            yield Flaw("key_items", "null, as released, or empty: no boxes to compare with", is_note=True)
         elif raw["key_items"] != record["key_items"]:
             yield Flaw("key_items", "null entries, as left by Arrow, are left out", is_note=True)
 

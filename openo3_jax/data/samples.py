@@ -7,7 +7,7 @@ import threading
 from collections.abc import Sequence
 
 from openo3_jax import tasks
-from openo3_jax.config import VideoConfig
+from openo3_jax.config import GSPOConfig, SFTConfig, VideoConfig
 from openo3_jax.data import annotations, images, packing, plan, prompts, store, tokens, transforms, video, workers
 from openo3_jax.data.bad_records import BadRecords
 from openo3_jax.errors import InputError
@@ -15,6 +15,20 @@ from openo3_jax.types import Sample
 
 CACHE_BYTES = 4 * 1024**3  # of encoded samples kept between epochs
 NOTHING = packing.Size(0, 0, ())
+
+
+def check(
+    records: Sequence[annotations.Record], root: str | os.PathLike, stage: tasks.Stage, config: SFTConfig | GSPOConfig
+) -> None:
+    """What can be known before a model is loaded, and before media are read.
+
+    Raises: InputError for no records, weights that do not fit them, and a set that was prepared with other settings.
+    """
+    if not records:
+        raise InputError(f"{root}: its {annotations.STAGE_FILES[stage]} holds no records; expected at least one")
+    plan.record_weights(records, config.weights)
+    if store.is_prepared(root):
+        store.fitting_manifest(root, stage, config.video)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -76,10 +90,11 @@ class Samples:
     @property
     def data_hash(self) -> str:
         """Of the records and of everything else that their sizes depend on."""
+        settings = {name: value for name, value in dataclasses.asdict(self._config).items() if name not in store.LIMITS}
         wording = {task: dataclasses.asdict(said) for task, said in self._wording.by_stage[self._stage].items()}
         tokenizer = self._processor.tokenizer
         text = [len(tokenizer), self._processor.chat_template or tokenizer.chat_template]
-        return plan.data_hash(self._records, dataclasses.asdict(self._config), wording, text, self._loss_on)
+        return plan.data_hash(self._records, settings, wording, text, self._loss_on)
 
     def sizes(self, indices: Sequence[int]) -> list[packing.Size]:
         """The room that each sample takes; none for a record that cannot be used, which counts as bad."""

@@ -44,13 +44,23 @@ def choose_ends(total: int, video_fps: float, config: VideoConfig) -> Int[np.nda
 def frame_size(height: int, width: int, num_frames: int, config: VideoConfig) -> tuple[int, int]:
     """Height and width in px that each frame is resized to, multiples of 28.
 
-    The cap is never below 1.05 times the floor (105,369 px by default), so low resolutions are scaled up.
+    At most `most_pixels` large; but one below config.min_pixels is scaled up, and its sides are rounded up, past that.
 
-    Example: 480x640 -> (280, 364); 240x320 -> (280, 392).
+    Example: 480x640 -> (280, 364), 130 visual tokens; 240x320 -> (280, 392), 140 of them.
 
     Raises: InputError for an aspect ratio over 200.
     Source: Open-o3-Video src/r1-v/src/open_r1/vision_process.py:289-315.
     """
-    budget = int(config.total_pixels / num_frames * FRAME_FACTOR)
-    most = max(min(config.max_pixels, budget), int(config.min_pixels * 1.05))
+    most = most_pixels(num_frames, config)
     return images.smart_resize(height, width, min_pixels=config.min_pixels, max_pixels=most)
+
+
+def most_pixels(num_frames: int, config: VideoConfig) -> int:
+    """The cap on the area in px of each of `num_frames` frames; never below 1.05 times config.min_pixels.
+
+    Example: 105,369 by default, 134 visual tokens.
+
+    Source: as of `frame_size`.
+    """
+    budget = int(config.total_pixels / num_frames * FRAME_FACTOR)
+    return max(min(config.max_pixels, budget), int(config.min_pixels * 1.05))

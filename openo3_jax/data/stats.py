@@ -14,7 +14,7 @@ from typing import NamedTuple
 import numpy as np
 from jaxtyping import Float
 
-from openo3_jax import geometry, tags, tasks
+from openo3_jax import config_json, geometry, tags, tasks
 from openo3_jax.config import VideoConfig
 from openo3_jax.data import annotations, media, record_checks, store, workers
 from openo3_jax.data.annotations import Record
@@ -67,11 +67,9 @@ def compute_root(
     stages = [stage for stage in annotations.STAGE_FILES if os.path.exists(annotations.stage_file(root, stage))]
     if not stages:
         raise InputError(f"{root}: no json_data/STGR-SFT.json or STGR-RL.json; expected a data root as released")
-    found = []
-    for stage in stages:
-        records = annotations.load_stage(root, stage)
-        found.append(compute(stage, records, clip_lengths(root, stage, records, jobs=jobs, advance=advance)))
-    return found
+    records = {stage: annotations.load_stage(root, stage) for stage in stages}
+    lengths = clip_lengths(root, records, jobs=jobs, advance=advance)
+    return [compute(stage, records[stage], lengths[stage]) for stage in stages]
 
 
 def render(statistics: Sequence[Statistics]) -> str:
@@ -87,19 +85,19 @@ def render(statistics: Sequence[Statistics]) -> str:
 
 def clip_lengths(
     root: str | os.PathLike,
-    stage: tasks.Stage,
-    records: Sequence[Record],
+    records: Mapping[tasks.Stage, Sequence[Record]],
     *,
     jobs: int,
     advance: Advance = lambda done, total: None,
-) -> list[float | None]:
-    """Seconds of each record's clip, as its container says; None for a picture and for what cannot be read."""
+) -> dict[tasks.Stage, list[float | None]]:
+    """Seconds of each record's clip, as its container says; None for a picture and for what cannot be read.
+
+    Each file is looked at once, whichever stages have it.
+    """
     if store.is_prepared(root):
-        stored = store.Stored(root, stage, VideoConfig(**store.read_manifest(root)["video"]))
-        lengths = [stored.hollow(record).sizes.duration_s for record in records]
-        return [length or None for length in lengths]
-    paths = [_find(root, record, stage) for record in records]
-    files = sorted({path for path in paths if path is not None})
+        return {stage: _stored_lengths(root, stage, own) for stage, own in records.items()}
+    paths = {stage: [_find(root, record, stage) for record in own] for stage, own in records.items()}
+    files = sorted({path for own in paths.values() for path in own if path is not None})
 
     def measure(decoder: Decoder, path: str) -> float | None:
         try:
@@ -112,7 +110,13 @@ def clip_lengths(
         for path, seconds in zip(files, decoders.map(measure, files), strict=True):
             known[path] = seconds
             advance(len(known), len(files))
-    return [known.get(path) for path in paths]
+    return {stage: [known.get(path) for path in own] for stage, own in paths.items()}
+
+
+def _stored_lengths(root: str | os.PathLike, stage: tasks.Stage, records: Sequence[Record]) -> list[float | None]:
+    video = store.read_manifest(root)["video"]
+    stored = store.Stored(root, stage, config_json.from_json(VideoConfig, video, f"{root}/{store.MANIFEST}: video"))
+    return [stored.hollow(record).sizes.duration_s or None for record in records]
 
 
 def _find(root: str | os.PathLike, record: Record, stage: tasks.Stage) -> str | None:

@@ -14,6 +14,7 @@ from array_record.python import array_record_module
 from tensorflow_datasets.core import dataset_builder, example_serializer
 
 from openo3_jax import tasks
+from openo3_jax.data import files
 
 SPLIT = "train"
 CONFIGS: dict[tasks.Stage, str] = {"sft": "cot", "rl": "rl"}
@@ -78,11 +79,12 @@ class Stgr(dataset_builder.FileReaderBuilder):
         """Likewise."""
 
     def _download_and_prepare(self, dl_manager: Any, download_config: Any = None) -> None:
-        """Hard links to the parts, under the names that TFDS gives to shards."""
+        """The parts under the names that TFDS gives to shards, as hard links where the disk has them."""
         template = self._get_filename_template(split_name=SPLIT)
         self.data_path.mkdir(parents=True, exist_ok=True)
         for number, part in enumerate(self._parts):
-            os.link(part.path, template.sharded_filepath(shard_index=number, num_shards=len(self._parts)))
+            shard = template.sharded_filepath(shard_index=number, num_shards=len(self._parts))
+            files.link_or_copy(part.path, shard)
         split = tfds.core.SplitInfo(
             name=SPLIT,
             shard_lengths=[part.num_examples for part in self._parts],

@@ -7,14 +7,14 @@ import io
 import json
 import os
 import pathlib
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import numpy as np
 from PIL import Image
 
 from openo3_jax import tasks
 from openo3_jax.config import VideoConfig
-from openo3_jax.data import annotations
+from openo3_jax.data import annotations, files
 from openo3_jax.data.video import Video
 from openo3_jax.errors import InputError
 
@@ -25,8 +25,17 @@ Frames = Literal["jpeg", "raw"]
 
 MANIFEST = "manifest.json"
 SIZES = "sizes-{stage}.jsonl"  # a line for each record, what is known without its pixels
-# Settings that decide on pixels and times; the others only bound the decoding, or choose among what is stored.
-_UNSTORED = ("deadline_s", "max_side_px", "key_frames")
+LIMITS = ("deadline_s", "max_side_px")  # settings that only bound the decoding: no pixel or time depends on them
+_UNSTORED = (*LIMITS, "key_frames")  # chooses among what is stored
+
+
+class Damage(NamedTuple):
+    """A file of a prepared set that is not as it was written; fields as those of `check.Finding`."""
+
+    level: str  # "problem"
+    stage: tasks.Stage
+    path: str
+    what: str
 
 
 class Sizes(NamedTuple):
@@ -39,7 +48,8 @@ class Sizes(NamedTuple):
 
 
 def is_prepared(root: str | os.PathLike) -> bool:
-    return os.path.isfile(os.path.join(root, MANIFEST))
+    """Whether a manifest of ours is there. Raises: InputError for one that is no JSON, whosesoever it is."""
+    return os.path.isfile(os.path.join(root, MANIFEST)) and _is_ours(_load_manifest(root))
 
 
 def record_key(record: annotations.Record) -> str:
@@ -60,19 +70,12 @@ class Stored:
 
     def __init__(self, root: str | os.PathLike, stage: tasks.Stage, config: VideoConfig):
         self._root = pathlib.Path(root)
-        manifest = read_manifest(root)
-        other = {k: v for k, v in stored_settings(config).items() if manifest["video"].get(k) != v}
-        if other:
-            said = ", ".join(f"{name}={manifest['video'].get(name)!r}, not {value!r}" for name, value in other.items())
-            raise InputError(f"{root}: was prepared with {said}; prepare it again, or use its settings")
-        if stage not in manifest["stages"]:
-            raise InputError(f"{root}: has no {stage} stage; prepare a root that has {annotations.STAGE_FILES[stage]}")
+        manifest = fitting_manifest(root, stage, config)
         self._frames: Frames = manifest["frames"]
         self._directory = self._root / manifest["stages"][stage]["directory"]
         self._index: dict[str, int] = {}
         self._sizes: list[Sizes] = []
-        for line in (self._root / SIZES.format(stage=stage)).read_text(encoding="utf-8").splitlines():
-            values = json.loads(line)
+        for _, values in files.read_jsonl(self._root / SIZES.format(stage=stage)):
             self._index.setdefault(values.pop("key"), len(self._sizes))
             self._sizes.append(Sizes(**values))
 
@@ -136,24 +139,70 @@ class OneRecord:
         return self.pictures[len(self.sizes.times_s) + record["key_frames"].index(frame)]
 
 
+def fitting_manifest(root: str | os.PathLike, stage: tasks.Stage, config: VideoConfig) -> dict[str, Any]:
+    """As `read_manifest`. Raises: InputError also if the set was prepared with other settings, or has no such stage."""
+    manifest = read_manifest(root)
+    other = {k: v for k, v in stored_settings(config).items() if manifest["video"].get(k) != v}
+    if other:
+        said = ", ".join(f"{name}={manifest['video'].get(name)!r}, not {value!r}" for name, value in other.items())
+        raise InputError(f"{root}: was prepared with {said}; prepare it again, or use its settings")
+    if stage not in manifest["stages"]:
+        raise InputError(f"{root}: has no {stage} stage; prepare a root that has {annotations.STAGE_FILES[stage]}")
+    return manifest
+
+
 def read_manifest(root: str | os.PathLike) -> dict[str, Any]:
+    """What a prepared set says of itself. Raises: InputError unless it is as `prepare` has written it."""
+    manifest = _load_manifest(root)
+    if not _is_ours(manifest) or not _is_whole(manifest):
+        raise InputError(f"{root}/{MANIFEST}: is not as `openo3 data prepare` writes it; prepare again")
+    return manifest
+
+
+def _load_manifest(root: str | os.PathLike) -> Any:
     try:
         return json.loads(pathlib.Path(root, MANIFEST).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise InputError(f"{root}/{MANIFEST}: cannot be read ({error}); expected a prepared set") from None
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(
+            f"{root}/{MANIFEST}: cannot be read ({error}); expected that of a prepared set: prepare again, or remove it"
+        ) from None
 
 
-def verify(root: str | os.PathLike) -> list[str]:
-    """A line for each file of a prepared set that is missing or differs from its manifest."""
-    problems = []
-    for stage in read_manifest(root)["stages"].values():
-        for file in stage["files"]:
+def _is_ours(manifest: Any) -> bool:
+    return isinstance(manifest, dict) and {"frames", "video", "stages"} <= manifest.keys()
+
+
+def _is_whole(manifest: dict[str, Any]) -> bool:
+    stages = manifest["stages"]
+    return (
+        manifest["frames"] in get_args(Frames)
+        and isinstance(manifest["video"], dict)
+        and isinstance(stages, dict)
+        and all(map(_is_stage, stages.values()))
+    )
+
+
+def _is_stage(stage: Any) -> bool:
+    return (
+        isinstance(stage, dict)
+        and isinstance(stage.get("directory"), str)
+        and isinstance(stage.get("files"), list)
+        and all(isinstance(file, dict) and isinstance(file.get("path"), str) for file in stage["files"])
+    )
+
+
+def verify(root: str | os.PathLike) -> list[Damage]:
+    """The files of a prepared set that are missing or differ from its manifest."""
+    damaged = []
+    for stage, made in read_manifest(root)["stages"].items():
+        for file in made["files"]:
             path = os.path.join(root, file["path"])
             if not os.path.isfile(path):
-                problems.append(f"{path}: is missing; prepare again")
+                damaged.append(Damage("problem", stage, path, "is missing; prepare again"))
             elif describe_file(root, file["path"]) != file:
-                problems.append(f"{path}: is damaged, its SHA-256 is not that of {MANIFEST}; prepare again")
-    return problems
+                what = f"is damaged, its SHA-256 is not that of {MANIFEST}; prepare again"
+                damaged.append(Damage("problem", stage, path, what))
+    return damaged
 
 
 def describe_file(root: str | os.PathLike, path: str) -> dict[str, Any]:

@@ -251,8 +251,7 @@ def load_processor(directory: str | os.PathLike) -> Processor:
     directory = pathlib.Path(directory)
     if not directory.is_dir():
         raise InputError(f"{directory}: no such model directory")
-    settings = directory / "config.json"
-    config = config_lib.ModelConfig.from_hf(processor_files.read_json(settings), where=str(settings))
+    config = processor_files.load_model_config(directory)
     tokenizer = processor_files.load_tokenizer(directory)
     for token, field in (("<|image_pad|>", "image_token_id"), ("<|video_pad|>", "video_token_id")):
         if tokenizer.convert_tokens_to_ids(token) != getattr(config, field):

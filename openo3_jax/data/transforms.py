@@ -14,9 +14,6 @@ from openo3_jax import tags, tasks, types
 from openo3_jax.config import VideoConfig
 from openo3_jax.data import annotations, conversations, images, media, prompts, store, video
 
-# Area in px of a visual QA picture.
-MIN_IMAGE_PIXELS, MAX_IMAGE_PIXELS = images.Area().min_pixels, images.Area().max_pixels
-
 # A file and a size -> pixels of that size, and height and width in px before.
 PictureReader = Callable[[str | os.PathLike, images.Size], tuple[np.ndarray, tuple[int, int]]]
 
@@ -111,8 +108,7 @@ def assemble(
     shown = _uniform(clip)
     if record["task"] == tasks.TEMPORAL_SPATIAL and config.key_frames != "none":
         keys = [_key_shown(frame, record, source, clip, stage) for frame in record["key_frames"]]
-        merge = _insert_released if config.key_frames == "released" else _insert
-        shown = merge(shown, keys, stage)
+        shown = _insert_released(shown, keys, stage) if config.key_frames == "released" else _insert(shown, keys)
     if config.key_frames == "released":
         lines = _released_items(shown, clip, record["task"], stage)
     else:
@@ -187,9 +183,8 @@ def _key_shown(
     return _Shown(picture, float(frame["time"]), label)
 
 
-def _insert(uniform: Sequence[_Shown], keys: Sequence[_Shown], stage: tasks.Stage) -> list[_Shown]:
+def _insert(uniform: Sequence[_Shown], keys: Sequence[_Shown]) -> list[_Shown]:
     """All frames in the order of their times; of two with the same time the key frame comes first."""
-    del stage  # alike in both, unlike the reference
     return sorted([*keys, *uniform], key=lambda shown: shown.time_s)
 
 

@@ -95,7 +95,11 @@ class Decoder:
         return _to_video(header, frames)
 
     def read_part(self, path: str | os.PathLike, config: VideoConfig, start_s: float, end_s: float) -> Video:
-        """As many frames as `read` would take of the clip cut to these seconds; their times count from `start_s`.
+        """The frames at moments spread evenly from `start_s` to `end_s`, or to the clip's end where that comes first.
+
+        There are config.fps moments per second, an even number within the config's limits. `times_s` are these moments,
+        from `start_s`; in what `read` gives it is when the frames begin. Where the file holds fewer frames than there
+        are moments, one is given several times, as `read` never does. `duration_s` is the length of the part.
 
         Raises: as `read` does, where the part begins after the clip ends, and for a file whose frames cannot be found
         by their times.
@@ -180,6 +184,7 @@ class Decoder:
             stdout=subprocess.PIPE,
             stderr=self._log,
             env=env,
+            start_new_session=True,  # a signal to this one's group (Slurm, Ctrl-C) is not a clip that cannot be read
         )
         with _Deadline(self._process, _START_DEADLINE_S):
             ready = self._process.stdout.readline()

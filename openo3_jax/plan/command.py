@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from openo3_jax.config import QWEN2_5_VL, GSPOConfig, ModelConfig, SFTConfig
+from openo3_jax.data import processor_files
 from openo3_jax.errors import InputError
 from openo3_jax.plan import devices as devices_lib
 from openo3_jax.plan import report, search
@@ -64,10 +65,9 @@ def load_model(name: str) -> ModelConfig:
     """A published size, or a directory with a config.json. Raises: InputError for anything else."""
     if name in QWEN2_5_VL:
         return QWEN2_5_VL[name]
-    file = Path(name) / "config.json"
-    if not file.is_file():
+    if not (Path(name) / "config.json").is_file():
         raise InputError(f"--model {name}: expected {', '.join(QWEN2_5_VL)}, or a directory with a config.json")
-    return ModelConfig.from_hf(json.loads(file.read_text()), where=str(file))
+    return processor_files.load_model_config(Path(name))
 
 
 def _plan(request: Request, answer: Answer, estimate: Estimate) -> tuple[str, dict[str, Any], Estimate]:

@@ -59,10 +59,11 @@ class Compiler:
 
     def __exit__(self, *_: object) -> None:
         if self._process is not None:
-            self._process.stdin.close()
-            self._process.stdout.close()
             self._process.terminate()
             self._process.wait()
+            self._process.stdout.close()
+            with contextlib.suppress(BrokenPipeError):  # a request that was not read
+                self._process.stdin.close()
         self._errors.close()
 
     def __call__(self, request: Request) -> Answer:

@@ -2,6 +2,7 @@
 
 import dataclasses
 
+from openo3_jax.config import VideoConfig
 from openo3_jax.errors import InputError
 
 
@@ -9,16 +10,20 @@ from openo3_jax.errors import InputError
 class Sizes:
     """A sample of the data: every one of a step is taken to be this long."""
 
-    frames: int = 16
+    frames: int | None = None  # None: the most that the recipe shows, video.max_frames
     text_tokens: int = 256  # the question, with everything but the frames
     answer_tokens: int = 512  # of stage one; stage two has the limit of its sampling
 
     def __post_init__(self):
-        if self.frames < 0 or self.text_tokens < 1 or self.answer_tokens < 1:
+        if (self.frames or 0) < 0 or self.text_tokens < 1 or self.answer_tokens < 1:
             raise InputError(
                 f"plan: frames={self.frames}, text_tokens={self.text_tokens}, answer_tokens={self.answer_tokens}; "
                 "expected frames >= 0 and the others >= 1"
             )
+
+    def num_frames(self, video: VideoConfig) -> int:
+        """Of a sample, in a recipe with these settings."""
+        return video.max_frames if self.frames is None else self.frames
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)

@@ -4,13 +4,13 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from openo3_jax.config import GSPOConfig, ModelConfig, SFTConfig
+from openo3_jax.data import workers
 from openo3_jax.plan import programs, workload
 from openo3_jax.plan.config import Rates, Sizes
 from openo3_jax.plan.devices import GIB, PER_HOST, Devices
 
 RUNTIME_BYTES = 4 * GIB  # of a host: Python, the compiler, buffers of the drivers
 WORKER_BYTES = GIB // 2  # of a decoding process
-NUM_WORKERS = 32  # at most so many (data/workers.py)
 READ_AHEAD = 3  # batches on a host at a time
 CACHE_ITEM = 2  # bytes, bfloat16
 
@@ -74,7 +74,7 @@ def make_estimate(
         available_bytes=kind.memory_bytes - kind.headroom_bytes,
         cache_bytes=_cache_bytes(config, model, load, devices),
         workspace_bytes=workspace,
-        host_bytes=_host_bytes(load, model, devices, saved_bytes),
+        host_bytes=_host_bytes(config, load, model, devices, saved_bytes),
         floors=floors,
         floor_s=sum(max(one.compute_s, one.memory_s, one.links_s) for one in floors),
         rates=rates,
@@ -131,8 +131,11 @@ def _cache_bytes(config: SFTConfig | GSPOConfig, model: ModelConfig, load: workl
     return load.prompts * slots * slot // devices.number
 
 
-def _host_bytes(load: workload.Load, model: ModelConfig, devices: Devices, saved_bytes: int) -> int:
+def _host_bytes(
+    config: SFTConfig | GSPOConfig, load: workload.Load, model: ModelConfig, devices: Devices, saved_bytes: int
+) -> int:
     """A checkpoint's copy while it is written, batches that are read ahead, decoding processes, and the rest."""
     on_host = devices.number / devices.hosts
     batch = load.rows * load.row.patches * model.vision.patch_dim
-    return int(saved_bytes * on_host + READ_AHEAD * batch / devices.hosts + NUM_WORKERS * WORKER_BYTES + RUNTIME_BYTES)
+    decoding = (config.workers or workers.MOST) * WORKER_BYTES
+    return int(saved_bytes * on_host + READ_AHEAD * batch / devices.hosts + decoding + RUNTIME_BYTES)

@@ -105,7 +105,8 @@ def limits(best: Tried, judge: Judge, say: Callable[[str], None]) -> dict[str, i
         sampling = dataclasses.replace(request.config.sampling, num_samples=number)
         return request._replace(config=dataclasses.replace(request.config, sampling=sampling))
 
-    wishes = {"frames": (with_frames, sizes.frames, 8), "tokens of text": (with_text, sizes.text_tokens, 1024)}
+    frames = sizes.num_frames(request.config.video)
+    wishes = {"frames": (with_frames, frames, 8), "tokens of text": (with_text, sizes.text_tokens, 1024)}
     if isinstance(request.config, GSPOConfig):
         wishes["samples of a prompt"] = (with_group, request.config.sampling.num_samples, 2)
     left = room_of(best.answer, best.estimate)

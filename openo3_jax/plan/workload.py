@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from openo3_jax.config import GSPOConfig, ModelConfig, SFTConfig
-from openo3_jax.data import packing
+from openo3_jax.data import packing, sampling
 from openo3_jax.models import flops
 from openo3_jax.plan.config import Sizes
 from openo3_jax.train import profiling
@@ -27,9 +27,13 @@ class Load(NamedTuple):
     padding: float  # rows for each row that is not padding
 
 
-def grid_of(config: SFTConfig | GSPOConfig, model: ModelConfig) -> VisionGrid:
-    """A frame of 16:9 that has as many visual tokens as a frame may have."""
-    tokens = config.video.max_pixels // model.vision.merged_px**2
+def grid_of(config: SFTConfig | GSPOConfig, model: ModelConfig, num_frames: int) -> VisionGrid:
+    """One of `num_frames` frames of 16:9, as large as their cap allows.
+
+    Example: 8 x 16 visual tokens by default, of at most 134. Frames of 480x640 px have 130; smaller ones, which are
+    scaled up past the cap, may have more than are planned: 140 those of 240x320 px.
+    """
+    tokens = sampling.most_pixels(num_frames, config.video) // model.vision.merged_px**2
     height = max(1, math.isqrt(int(tokens / ASPECT)))
     merge = model.vision.spatial_merge_size
     return VisionGrid(1, merge * height, merge * (tokens // height))
@@ -40,9 +44,10 @@ def make_load(config: SFTConfig | GSPOConfig, model: ModelConfig, sizes: Sizes, 
 
     Rows of stage one are as long as they may be, with as many samples as fit; of stage two a prompt and its group.
     """
-    grids = (grid_of(config, model),) * sizes.frames
+    frames = sizes.num_frames(config.video)
+    grids = (grid_of(config, model, frames),) * frames if frames else ()
     visual = sum(grid.num_patches for grid in grids) // model.vision.merge_unit
-    prompt = visual + sizes.frames * LINE_TOKENS + sizes.text_tokens
+    prompt = visual + frames * LINE_TOKENS + sizes.text_tokens
     if isinstance(config, SFTConfig):
         sample = packing.Size(prompt + sizes.answer_tokens, sizes.answer_tokens, grids)
         in_row = max(1, config.max_row_tokens // sample.tokens)

@@ -17,6 +17,7 @@ from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import GSPOConfig
 from openo3_jax.data import annotations, plan, prompts, rl_prompts
+from openo3_jax.data import samples as samples_lib
 from openo3_jax.errors import InputError
 from openo3_jax.rewards import own
 from openo3_jax.train import guards, journal, loop, profiling, rollout, run, runlog, steps
@@ -58,8 +59,7 @@ def run_gspo(
     def read() -> tuple[list[annotations.Record], prompts.Prompts, policy_lib.Policy, policy_lib.Policy | None]:
         run.check_resumable(out) if resume else run.check_new(out)
         records, wording = annotations.load_stage(data, "rl"), prompts.load_prompts(prompts_file)
-        if not records:
-            raise InputError(f"{data}: its {annotations.STAGE_FILES['rl']} holds no records; expected at least one")
+        samples_lib.check(records, data, "rl", config)
         policy = policy_lib.load_pretrained(model, dtype=state_lib.load_dtype(config), mesh=mesh, video=config.video)
         anchor = None if reference is None else policy_lib.load_pretrained(reference, mesh=policy.mesh)
         return records, wording, policy, anchor

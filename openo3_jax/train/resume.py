@@ -11,14 +11,14 @@ import jax
 
 from openo3_jax import config_json, hosts
 from openo3_jax.config import GSPOConfig, SFTConfig
-from openo3_jax.data import loader
+from openo3_jax.data import loader, store
 from openo3_jax.errors import InputError
 from openo3_jax.train import checkpoint, replay, run
 from openo3_jax.train import state as state_lib
 from openo3_jax.train.state import TrainState
 
-# Settings that do not change what is learned: what is kept and watched, and how many processes decode.
-FREE = ("run", "workers")
+# Settings that may change: what is kept and watched, how many processes decode, and what ends a run for its media.
+FREE = ("run", "workers", "max_bad_fraction", *(f"video.{name}" for name in store.LIMITS))
 CONFIGS = {"sft": SFTConfig, "gspo": GSPOConfig}
 VERSIONED = ("openo3-jax", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 LINES = (run.METRICS, run.SAMPLES, run.BAD_SAMPLES)  # files whose lines name their step
@@ -33,7 +33,7 @@ def describe(
     `records`: their hash. `reference`: weights that stage two compares with, None where the state has no copy of them.
     Where adapters are trained, `params` are what is frozen, and their checksum is kept.
     """
-    kept = {name: value for name, value in config_json.to_json(config).items() if name not in FREE}
+    kept = _without_free(config_json.to_json(config))
     shapes = {
         jax.tree_util.keystr(path): f"{leaf.dtype}[{','.join(map(str, leaf.shape))}]"
         for path, leaf in jax.tree_util.tree_leaves_with_path(params)
@@ -80,8 +80,16 @@ def _with_defaults(about: Mapping[str, Any]) -> Mapping[str, Any]:
     try:
         whole = config_json.to_json(config_json.from_json(CONFIGS[about["stage"]], about["config"], "config"))
     except InputError:  # not settings of this version: what differs is named by the comparison
-        return about["config"]
-    return {name: value for name, value in whole.items() if name not in FREE}
+        whole = about["config"]
+    return _without_free(whole)
+
+
+def _without_free(settings: Mapping[str, Any], within: str = "") -> dict[str, Any]:
+    return {
+        name: _without_free(value, f"{within}{name}.") if isinstance(value, Mapping) else value
+        for name, value in settings.items()
+        if f"{within}{name}" not in FREE
+    }
 
 
 def position(record: checkpoint.Record) -> loader.IteratorState:

@@ -13,6 +13,7 @@ from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import SFTConfig
 from openo3_jax.data import annotations, pipeline, plan, prompts
+from openo3_jax.data import samples as samples_lib
 from openo3_jax.train import ahead, guards, journal, loop, profiling, run, runlog, steps
 from openo3_jax.train import resume as resume_lib
 from openo3_jax.train import state as state_lib
@@ -40,14 +41,15 @@ def run_sft(
     `resume`: go on with the run in `out` at its newest checkpoint, bit for bit as if it had never been stopped; a new
     run where there is none. `profile`: steps to trace into `out`/profile. `evaluate` may add metrics after
     a step, `stop` may end the run early.
-    Raises: InputError for an `out` that is not empty, bad records or media, a loss that is not finite, a run with other
-    settings, data or model to resume; Stopped after a signal, with the state saved.
+    Raises: InputError for an `out` that is not empty, no or bad records, bad media, a loss that is not finite, a run
+    with other settings, data or model to resume; Stopped after a signal, with the state saved.
     """
     log = runlog.RunLog(out)
 
     def read() -> tuple[list[annotations.Record], prompts.Prompts, policy_lib.Policy]:
         run.check_resumable(out) if resume else run.check_new(out)
         records, wording = annotations.load_stage(data, "sft"), prompts.load_prompts(prompts_file)
+        samples_lib.check(records, data, "sft", config)
         return (
             records,
             wording,

@@ -6,6 +6,7 @@ from typing import Annotated, Literal
 from tyro.conf import Positional, arg
 
 from openo3_jax.config import VideoConfig
+from openo3_jax.errors import InputError
 from openo3_jax.verbs import shared
 
 
@@ -26,17 +27,21 @@ def check(
     """
     from openo3_jax.data import check, store, workers
 
-    if store.is_prepared(root):
-        problems = store.verify(root)
-        print("\n".join([*problems, f"prepared set: {len(problems)} files differ from {store.MANIFEST}"]))
-        return 2 if problems else 0
     shared.check_place("--json", json)
-    with shared.progress("check") as advance:
-        report = check.check_root(root, jobs=workers.count(jobs), advance=advance, fix=fix)
+    if store.is_prepared(root):
+        if fix is not None:
+            raise InputError(f"--fix {fix}: {root} is a prepared set; fix the root that it was made of, then prepare")
+        problems = findings = store.verify(root)
+        lines = [f"{damage.path}: {damage.what}" for damage in problems]
+        text = "\n".join([*lines, f"prepared set: {len(problems)} files differ from {store.MANIFEST}"])
+    else:
+        with shared.progress("check") as advance:
+            report = check.check_root(root, jobs=workers.count(jobs), advance=advance, fix=fix)
+        findings, problems, text = report.findings, report.problems, check.render(report)
     if json is not None:
-        check.write_jsonl(report, json)
-    print(check.render(report))
-    return 2 if report.problems else 0
+        check.write_jsonl(findings, json)
+    print(text)
+    return 2 if problems else 0
 
 
 def prepare(

@@ -70,6 +70,14 @@ def test_null_key_items_are_empty():
     assert annotations.check_record(STR | {"key_items": None}, "rl", where="a")["key_items"] == {}
 
 
+@pytest.mark.parametrize("stage", ["sft", "rl"])
+@pytest.mark.parametrize("record", [STR, STR | {"key_items": None}, MCQ], ids=["boxes", "null", "MCQ"])
+def test_a_checked_record_passes_again_unchanged(record, stage):
+    """As it must, where checked records are written to a file: `openo3 data prepare`, `check --fix`."""
+    once = annotations.check_record(record, stage, where="a")
+    assert annotations.check_record(once, stage, where="a") == once
+
+
 BAD = {  # name: (stage, record, field, new value, what the error says); "absent" removes the field
     "unknown task": ("rl", MCQ, "task", "guess", "task='guess' is unknown; expected one of temporal-spatial"),
     "no task": ("rl", MCQ, "task", "absent", "task=None is unknown"),

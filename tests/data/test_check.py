@@ -89,6 +89,7 @@ def test_flaws_are_found_and_named(name):
 ODD = {
     "released spelling": (clip_record(MCQ, "C", source="videor1_free_from"), "source"),
     "null key items": (SPATIAL | {"key_items": None}, "key_items"),
+    "empty key items": (SPATIAL | {"key_items": {}}, "key_items"),
     "null entries": (SPATIAL | {"key_items": {**ITEMS, "7": None}}, "key_items"),
 }
 
@@ -187,7 +188,7 @@ def test_every_kind_of_trouble_is_found_and_mended(root, tmp_path, capsys):
         check.check_root(root, jobs=1, fix=fixed)
 
 
-def test_null_key_items_stay_as_released_in_the_mended_copy(root, tmp_path):
+def test_a_record_with_null_key_items_stays_in_the_mended_copy(root, tmp_path):
     def change(records):
         next(r for r in records if r["task"] == STR)["key_items"] = None
 
@@ -195,7 +196,7 @@ def test_null_key_items_stay_as_released_in_the_mended_copy(root, tmp_path):
     report = check.check_root(root, jobs=1, fix=tmp_path / "fixed")
     assert report.problems == [] and [f.field for f in report.findings] == ["key_items"]
     assert (tmp_path / "fixed" / "changes.jsonl").read_text() == ""
-    released, fixed = (annotations.load_list(annotations.stage_file(at, "rl")) for at in (root, tmp_path / "fixed"))
+    released, fixed = (annotations.load_stage(at, "rl") for at in (root, tmp_path / "fixed"))
     assert fixed == released
 
 
@@ -203,6 +204,16 @@ def test_null_key_items_stay_as_released_in_the_mended_copy(root, tmp_path):
 def test_findings_that_could_not_be_written_are_not_looked_for(name, root, tmp_path, capsys):
     assert cli.main(["data", "check", str(root), "--json", str(tmp_path / name), "--fix", str(tmp_path / "f")]) == 2
     assert "cannot be written" in capsys.readouterr().err and not (tmp_path / "f").exists()
+
+
+def test_a_mended_copy_is_whole_or_not_there(root, tmp_path, monkeypatch):
+    def fail(source, target):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(check, "_place", fail)
+    with pytest.raises(OSError, match="No space left"):
+        check.check_root(root, jobs=1, fix=tmp_path / "fixed")
+    assert [path.name for path in tmp_path.iterdir()] == ["root"]
 
 
 def test_an_espresso_clip_in_its_second_place_is_a_note(root):

@@ -106,6 +106,25 @@ def test_mistakes_are_named_with_their_line(name, source):
     assert not (source / "out").exists()
 
 
+def test_lines_are_as_their_editor_left_them(source):
+    """A separator of Unicode within a text, lines of another system, an empty one at the end."""
+    line = LINES["General video QA Free-form"] | {"question": "Why\u2028so?"}
+    (source / "in" / "qa.jsonl").write_text(json.dumps(line, ensure_ascii=False) + "\r\n\r\n", encoding="utf-8")
+    convert.convert_file(source / "in" / "qa.jsonl", source / "out", media_root=source / "in", name="zoo")
+    assert [record["question"] for record in annotations.load_stage(source / "out", "rl")] == ["Why\u2028so?"]
+
+
+@pytest.mark.parametrize("trouble", [OSError(28, "No space left on device"), KeyboardInterrupt()], ids=["disk", "^C"])
+def test_what_is_interrupted_leaves_nothing(trouble, source, monkeypatch):
+    def fail(*_):
+        raise trouble
+
+    monkeypatch.setattr(convert.Decoder, "frames_at", fail)  # the clip has been copied then
+    with pytest.raises(type(trouble)):
+        convert.convert_file(source / "in" / "qa.jsonl", source / "out", media_root=source / "in", name="zoo")
+    assert [path.name for path in source.iterdir()] == ["in"]
+
+
 def test_a_name_stays_inside_the_data_root(source):
     with pytest.raises(InputError, match=r"name='\.\./zoo': expected letters"):
         convert.convert_file(source / "in" / "qa.jsonl", source / "out", media_root=source / "in", name="../zoo")

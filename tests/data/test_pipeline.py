@@ -98,8 +98,10 @@ def test_a_state_of_other_data_is_refused(root, processor, tmp_path):
     for change in ({"weights": (("visual QA", 2.0),)}, {"batch_size": 5}, {"loss_on": "released"}):
         with Run(root, processor, dataclasses.replace(CONFIG, **change)) as other:
             assert other.batches.state(0).data != state.data
-    with Run(root, processor, dataclasses.replace(CONFIG, workers=1)) as same:
-        assert same.batches.state(3) == state
+    bounded = dataclasses.replace(CONFIG.video, deadline_s=5.0, max_side_px=1000)
+    for change in ({"workers": 1}, {"max_bad_fraction": 0.5}, {"video": bounded}):
+        with Run(root, processor, dataclasses.replace(CONFIG, **change)) as same:
+            assert same.batches.state(3) == state
 
 
 def test_an_epoch_shows_every_record_but_the_remainder_once(root, processor):

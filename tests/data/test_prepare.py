@@ -1,15 +1,17 @@
 import dataclasses
 import json
+import os
 import subprocess
 import sys
 
 import numpy as np
 import pytest
 
+from data.test_files import no_links
 from data.test_pipeline import CONFIG, Run, digest
-from openo3_jax import cli
+from openo3_jax import cli, tasks
 from openo3_jax.config import VideoConfig
-from openo3_jax.data import annotations, prepare, prompts, store, synthetic, transforms, workers
+from openo3_jax.data import annotations, prepare, prompts, stats, store, synthetic, transforms, workers
 from openo3_jax.errors import InputError
 
 SMALL = VideoConfig(max_frames=8, min_pixels=3136, max_pixels=3136)
@@ -59,6 +61,16 @@ def test_batches_are_those_of_the_videos(root, raw, processor):
         assert not any(decoder._process for decoder in stored.samples._decoders._all)  # no video is opened
 
 
+def test_lengths_of_clips_are_those_of_the_videos(root, raw, tmp_path):
+    records = {stage: annotations.load_stage(raw, stage) for stage in annotations.STAGE_FILES}
+    direct, stored = (stats.clip_lengths(place, records, jobs=1) for place in (root, raw))
+    assert stored == direct
+    manifest = json.loads((raw / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps(manifest | {"video": {"length": 3}}))
+    with pytest.raises(InputError, match=r"manifest.json: video: unknown field length"):
+        stats.clip_lengths(tmp_path, records, jobs=1)
+
+
 def test_jpeg_frames_are_close_and_small(root, raw, tmp_path):
     run_prepare(root, tmp_path / "out", frames="jpeg", config=CONFIG.video)
     wording, config = prompts.load_prompts(), CONFIG.video
@@ -71,6 +83,15 @@ def test_jpeg_frames_are_close_and_small(root, raw, tmp_path):
         for a, b in zip(pictures_of(one), pictures_of(other), strict=True)
     ]
     assert 0 < np.mean(gaps) < 4
+
+
+def test_a_disk_without_hard_links_will_do(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "link", no_links)
+    synthetic.write_dataset(tmp_path / "root", num_train=6, seed=4)
+    run_prepare(tmp_path / "root", tmp_path / "out")
+    assert store.verify(tmp_path / "out") == []
+    record = annotations.load_stage(tmp_path / "out", "sft")[0]
+    assert store.Stored(tmp_path / "out", "sft", SMALL).media(record).pictures
 
 
 def test_the_manifest_tells_damage(raw, tmp_path, capsys):
@@ -88,6 +109,44 @@ def test_the_manifest_tells_damage(raw, tmp_path, capsys):
     assert cli.main(["data", "check", str(copy)]) == 2
     out = capsys.readouterr().out
     assert f"{shard}: is damaged" in out and "sizes-rl.jsonl: is missing" in out
+    assert cli.main(["data", "check", str(copy), "--json", str(tmp_path / "found.jsonl")]) == 2
+    found = [json.loads(line) for line in (tmp_path / "found.jsonl").read_text().splitlines()]
+    assert [(f["level"], f["stage"], f["path"]) for f in found] == [
+        ("problem", "sft", str(shard)),
+        ("problem", "rl", str(copy / "sizes-rl.jsonl")),
+    ]
+    capsys.readouterr()
+    assert cli.main(["data", "check", str(copy), "--fix", str(tmp_path / "fixed")]) == 2
+    assert f"{copy} is a prepared set; fix the root" in capsys.readouterr().err and not (tmp_path / "fixed").exists()
+
+
+@pytest.mark.parametrize("content", ["[]", "{}", '{"name": "app", "icons": []}', '{"frames": 3}'])
+def test_a_manifest_of_something_else_makes_no_prepared_set(content, tmp_path):
+    (tmp_path / "manifest.json").write_text(content)
+    assert not store.is_prepared(tmp_path)
+
+
+WHOLE = {"frames": "raw", "video": {}, "stages": {"sft": {"directory": "stgr", "files": [{"path": "a"}]}}}
+DAMAGED = {
+    "cut off": json.dumps(WHOLE)[:-5],
+    "no text": "\x00",
+    "frames": json.dumps(WHOLE | {"frames": ["raw"]}),
+    "video": json.dumps(WHOLE | {"video": None}),
+    "stages": json.dumps(WHOLE | {"stages": []}),
+    "stage": json.dumps(WHOLE | {"stages": {"sft": None}}),
+    "directory": json.dumps(WHOLE | {"stages": {"sft": {"files": [{"path": "a"}]}}}),
+    "files": json.dumps(WHOLE | {"stages": {"sft": {"directory": "stgr"}}}),
+    "files are a number": json.dumps(WHOLE | {"stages": {"sft": {"directory": "stgr", "files": 3}}}),
+    "file": json.dumps(WHOLE | {"stages": {"sft": {"directory": "stgr", "files": ["a"]}}}),
+}
+
+
+@pytest.mark.parametrize("name", DAMAGED)
+def test_a_damaged_manifest_is_told_in_one_line(name, tmp_path, capsys):
+    (tmp_path / "manifest.json").write_text(DAMAGED[name])
+    assert cli.main(["data", "check", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert f"{tmp_path}/manifest.json: " in error and "prepare again" in error and error.count("\n") == 1
 
 
 def test_an_interrupted_preparation_goes_on(root, raw, tmp_path, monkeypatch):
@@ -117,6 +176,19 @@ def test_an_interrupted_preparation_goes_on(root, raw, tmp_path, monkeypatch):
     for stage in ("sft", "rl"):
         whole, again = (annotations.load_stage(place, stage) for place in (raw, tmp_path / "out"))
         assert whole == again
+
+
+def test_a_record_with_null_key_items_is_prepared_and_read_back(tmp_path):
+    synthetic.write_dataset(tmp_path / "root", num_train=6, seed=4)
+    file = tmp_path / "root" / "json_data" / "STGR-RL.json"
+    records = json.loads(file.read_text())
+    next(record for record in records if record["task"] == tasks.TEMPORAL_SPATIAL)["key_items"] = None
+    file.write_text(json.dumps(records))
+    run_prepare(tmp_path / "root", tmp_path / "out")
+    checked, prepared = (annotations.load_stage(tmp_path / place, "rl") for place in ("root", "out"))
+    assert prepared == checked and len(checked) == 6
+    stored = store.Stored(tmp_path / "out", "rl", SMALL)
+    assert all(stored.media(record).pictures for record in prepared)
 
 
 def test_bad_records_are_left_out_and_named(tmp_path):

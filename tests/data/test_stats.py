@@ -100,9 +100,17 @@ def test_the_verb_writes_one_page(tmp_path, capsys):
     reader.feed(text)
     assert reader.fetched == [] and text.count("<svg") >= 12
     records = annotations.load_stage(tmp_path / "root", "rl")
-    lengths = stats.clip_lengths(tmp_path / "root", "rl", records, jobs=1)
+    lengths = stats.clip_lengths(tmp_path / "root", {"rl": records}, jobs=1)["rl"]
     assert [length is None for length in lengths] == [r["task"] == VISUAL for r in records]
     assert {length for length in lengths if length} == {4.0}
+
+
+def test_both_stages_advance_one_bar(tmp_path):
+    synthetic.write_dataset(tmp_path, num_train=6, seed=2)
+    counted = []
+    found = stats.compute_root(tmp_path, jobs=2, advance=lambda done, total: counted.append((done, total)))
+    assert [one.stage for one in found] == ["sft", "rl"] and all(one.num_without_clip == 0 for one in found)
+    assert counted == [(i + 1, len(counted)) for i in range(len(counted))] and counted
 
 
 def test_names_cannot_break_the_page(tmp_path):

@@ -114,6 +114,7 @@ PARTS = {  # start and end of a clip of 6 s at 10 fps -> frames shown, times, le
     (2.0, 4.0): ([20, 26, 33, 40], [0, 2 / 3, 4 / 3, 2], 2.0),
     (0.0, 6.0): ([0, 5, 10, 16, 21, 27, 32, 38, 43, 49, 54, 59], [i * 6 / 11 for i in range(12)], 6.0),
     (5.0, 9.0): ([50, 53, 56, 59], [0, 1 / 3, 2 / 3, 1], 1.0),  # ends with the clip
+    (2.0, 2.2): ([20, 20, 21, 22], [0, 0.2 / 3, 0.4 / 3, 0.2], 0.2),  # four moments in which three frames are shown
 }
 
 
@@ -345,6 +346,32 @@ def test_the_process_ends_with_its_parent(tmp_path):
     while is_alive(pid) and time.monotonic() < patience:
         time.sleep(0.05)
     assert not is_alive(pid)
+
+
+SIGNALLED = """
+import signal, sys
+from openo3_jax.config import VideoConfig
+from openo3_jax.data import video
+for number in (signal.SIGTERM, signal.SIGINT):
+    signal.signal(number, lambda *_: None)  # as a run does, which then saves its state
+with video.Decoder() as decoder:
+    decoder.read(sys.argv[1], VideoConfig())
+    pid = decoder._process.pid
+    print("reading", flush=True)
+    sys.stdin.readline()
+    print(len(decoder.read(sys.argv[1], VideoConfig()).frames), decoder._process.pid == pid)
+"""
+
+
+def test_a_signal_to_the_group_of_its_parent_leaves_the_process_alone(tmp_path):
+    path, pipe = clips.encode(tmp_path / "a.mp4"), subprocess.PIPE
+    command = [sys.executable, "-c", SIGNALLED, str(path)]
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, start_new_session=True) as parent:
+        assert parent.stdout.readline() == "reading\n"
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.killpg(parent.pid, number)
+        time.sleep(0.5)  # for what they would do
+        assert parent.communicate("\n", timeout=60)[0] == "12 True\n"
 
 
 def is_alive(pid):

@@ -16,6 +16,7 @@ import small
 from openo3_jax import cli, recipes
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.config import QWEN2_5_VL, GSPOConfig, LoRAConfig, SamplingConfig, SFTConfig
+from openo3_jax.data import sampling
 from openo3_jax.errors import InputError
 from openo3_jax.models import generate
 from openo3_jax.plan import command, compiler, devices, programs, search, workload
@@ -154,6 +155,32 @@ def test_sizes_of_a_load():
     assert (load.rows, load.row.seq, load.padding) == (64, 4096, 8)
 
 
+FRAMES = {  # settings of the video -> visual tokens of a frame of 16:9
+    (): 8 * 16,  # the floor of 128 tokens lifts the cap to 134
+    (("min_pixels", 100 * 784),): 8 * 16,  # 128 are the cap
+    (("min_pixels", 96 * 784), ("max_pixels", 96 * 784)): 7 * 14,  # the cap is int(1.05 * 96) = 100
+    (("max_frames", 64), ("max_pixels", 4096 * 784)): 45 * 80,  # 128,000 * 0.9 / 64 * 2 = 3,600 tokens: their share
+}
+
+
+@pytest.mark.parametrize("changes", FRAMES)
+def test_frames_are_as_large_as_the_data_makes_them(changes):
+    config = recipes.gspo_7b()
+    config = dataclasses.replace(config, video=dataclasses.replace(config.video, **dict(changes)))
+    load = workload.make_load(config, QWEN2_5_VL["7b"], Sizes(), 8)
+    assert len(load.grids) == config.video.max_frames
+    grid = load.grids[0]
+    assert grid.height * grid.width // 4 == FRAMES[changes]
+    area = FRAMES[changes] * 28 * 28
+    height, width = sampling.frame_size(2160, 3840, len(load.grids), config.video)
+    assert 0.85 * area < height * width <= area * 134 / 128
+
+
+def test_no_frames_are_planned_where_none_are_asked_for():
+    load = workload.make_load(recipes.gspo_7b(), QWEN2_5_VL["7b"], Sizes(frames=0), 8)
+    assert (load.grids, load.prompt_tokens) == ((), 256)
+
+
 def test_floors_and_cost_by_hand(answers):
     """One H100-second of arithmetic takes 2.5 at 40 %; 1,000 steps on 8 devices at 2 an hour."""
     config = dataclasses.replace(SFT, steps=1000)
@@ -172,6 +199,13 @@ def test_floors_and_cost_by_hand(answers):
     assert estimate.run_cost == pytest.approx(1000 * expected / 3600 * 8 * 2.0)
     assert estimate.fits and estimate.available_bytes == 84_942_979_072 - 8 * 2**30
     assert work.update == pytest.approx(work.model * 4 / 3), "every forward is made twice"
+
+
+def test_decoding_processes_are_those_of_the_recipe(answers):
+    """Half a GiB each: 32 of them where the host decides, 2 in this one."""
+    few = request(dataclasses.replace(SFT, workers=2))
+    most, least = (command.estimate_of(one, answers["sft"], Rates()).host_bytes for one in (request(SFT), few))
+    assert most - least == (32 - 2) * 2**29
 
 
 def test_updates_of_a_step_are_all_counted(answers):
@@ -255,20 +289,22 @@ def test_a_search_that_finds_nothing_says_why():
 
 
 @pytest.mark.parametrize("config", [SFT, GSPO])
-def test_limits_are_sought_each_alone(config, answers):
-    """Up to 40 frames, 3,200 tokens of text and groups of 9 fit, from 2, 40 and 2, by 8, 1,024 and 2."""
+@pytest.mark.parametrize(("frames", "most_frames"), [(2, 34), (None, 40)])
+def test_limits_are_sought_each_alone(frames, most_frames, config, answers):
+    """Up to 40 frames, 3,200 tokens of text and groups of 9 fit, from 2 (the recipe's 16), 40 and 2, by 8, 1,024, 2."""
 
     def judge(wish):
         group = wish.config.sampling.num_samples if isinstance(wish.config, GSPOConfig) else 0
-        shares = wish.sizes.frames / 40, wish.sizes.text_tokens / 3200, group / 9
+        shares = wish.sizes.num_frames(wish.config.video) / 40, wish.sizes.text_tokens / 3200, group / 9
         answer = answers["sft"]
         estimate = command.estimate_of(request(SFT), answer, Rates())
         return answer, estimate._replace(peak_bytes=int(2**30 * max(shares)), available_bytes=2**30)
 
-    most = {"frames": 34, "tokens of text": 3112}
+    most = {"frames": most_frames, "tokens of text": 3112}
     if config is GSPO:
         most["samples of a prompt"] = 8
-    best = search.Tried("", request(config), *judge(request(config)))
+    wish = request(config)._replace(sizes=dataclasses.replace(SIZES, frames=frames))
+    best = search.Tried("", wish, *judge(wish))
     assert search.limits(best, judge, lambda said: None) == most
 
 
@@ -297,6 +333,24 @@ def test_mistakes(words, message, capsys):
     assert cli.main(["plan", "sft_7b", *words]) == 2
     error = capsys.readouterr().err
     assert message in error and error.count("\n") == 1
+
+
+DAMAGED = {  # what config.json holds: what is said
+    "{": "config.json: not readable as JSON",
+    "[1]": "config.json: holds a list; expected a JSON object",
+    '{"model_type": "qwen2_5_vl", "vision_config": null}': "config.json: vision_config is None; expected an object",
+    '{"model_type": "qwen2_5_vl", "text_config": []}': "config.json: text_config is []; expected an object",
+    json.dumps(MODEL.to_hf() | {"num_attention_heads": 0}): "config.json: a value cannot be used (",
+    json.dumps(MODEL.to_hf() | {"rope_scaling": 3}): "config.json: a value cannot be used (",
+}
+
+
+@pytest.mark.parametrize("content", DAMAGED, ids=range(len(DAMAGED)))
+def test_a_damaged_config_of_a_model(content, tmp_path, capsys):
+    (tmp_path / "config.json").write_text(content)
+    assert cli.main(["plan", "sft_7b", "--devices", "h100:8", "--model", str(tmp_path)]) == 2
+    error = capsys.readouterr().err
+    assert DAMAGED[content] in error and error.count("\n") == 1
 
 
 @pytest.mark.parametrize(("text", "extra"), [("h100:8", "plan-gpu"), ("v5p:2x2x2", "plan-tpu")])
@@ -333,6 +387,17 @@ def test_the_process_that_compiles_runs_on_the_cpu(monkeypatch):
         compiler.Compiler(EIGHT) as compile_for,
         pytest.raises(RuntimeError, match=r"^the compiler ended with 1: cpu$"),
     ):
+        compile_for(request(SFT))
+
+
+def test_a_compiler_that_ended_before_it_was_asked(monkeypatch):
+    """What was written and not read is nothing that leaving the block may fail of."""
+    monkeypatch.setattr(devices, "check_extra", lambda devices: None)
+    pipe = compiler.subprocess.PIPE
+    with compiler.Compiler(EIGHT) as compile_for, pytest.raises(RuntimeError, match=r"^the compiler ended with 3: "):
+        command_line = [sys.executable, "-c", "raise SystemExit(3)"]
+        compile_for._process = compiler.subprocess.Popen(command_line, stdin=pipe, stdout=pipe, text=True)
+        compile_for._process.wait()
         compile_for(request(SFT))
 
 

@@ -12,7 +12,7 @@ import pytest
 
 import small
 from openo3_jax import mesh as mesh_lib
-from openo3_jax.config import OptimizerConfig, SFTConfig
+from openo3_jax.config import OptimizerConfig, SFTConfig, VideoConfig
 from openo3_jax.errors import InputError
 from openo3_jax.train import checkpoint, run
 from openo3_jax.train import resume as resume_lib
@@ -239,6 +239,18 @@ def test_a_setting_that_is_newer_than_the_checkpoint_had_its_default(tmp_path, s
     assert resume_lib.find(tmp_path, about(None), pytest.fail).step == 1
     with pytest.raises(InputError, match=r"adam_learning_rate is None in the checkpoint and 0\.1 now"):
         resume_lib.find(tmp_path, about(0.1), pytest.fail)
+
+
+def test_a_run_that_ended_for_its_media_goes_on_with_other_limits(tmp_path, state):
+    def about(config: SFTConfig) -> dict:
+        return ABOUT | {"config": resume_lib.describe("sft", config, "abc", {})["config"]}
+
+    with Checkpoints(tmp_path / run.CHECKPOINTS, keep_last=1, say=pytest.fail) as checkpoints:
+        checkpoints.save(state, record(1, about=about(SFTConfig(steps=3))))
+    patient = SFTConfig(steps=3, max_bad_fraction=0.5, video=VideoConfig(deadline_s=300.0, max_side_px=32_000))
+    assert resume_lib.find(tmp_path, about(patient), pytest.fail).step == 1
+    with pytest.raises(InputError, match=r"config\.video\.fps is 2\.0 in the checkpoint and 1\.0 now"):
+        resume_lib.find(tmp_path, about(SFTConfig(steps=3, video=VideoConfig(fps=1.0))), pytest.fail)
 
 
 def test_another_version_is_told(tmp_path, state):

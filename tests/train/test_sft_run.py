@@ -5,11 +5,46 @@ import json
 import threading
 
 import jax
+import pytest
 
-from openo3_jax import recipes, tiny
+from openo3_jax import policy as policy_lib
+from openo3_jax import recipes, tasks, tiny
 from openo3_jax.config import VideoConfig
-from openo3_jax.data import annotations, synthetic
-from openo3_jax.train import sft, steps
+from openo3_jax.data import annotations, store, synthetic
+from openo3_jax.errors import InputError
+from openo3_jax.train import gspo, sft, steps
+
+RECORD = {
+    "task": tasks.GENERAL_MCQ,
+    "source": "videor1_mcq",
+    "video_path": "a.mp4",
+    "question": "Which?\nA. x\nB. y",
+    "answer": "B",
+    "reasoning_process": "So.",
+}
+PREPARED = {"frames": "raw", "video": store.stored_settings(VideoConfig(max_frames=8)), "stages": {}}
+MISTAKES = {  # records, manifest, weights, what is said
+    "no records": ([], None, (), "holds no records; expected at least one"),
+    "weights": ([RECORD], None, (("visual QQ", 2.0),), "weights: 'visual QQ' is no task or source of these records"),
+    "settings": ([RECORD], PREPARED, (), "was prepared with max_frames=8, not 16"),
+}
+
+
+@pytest.mark.parametrize("stage", ["sft", "gspo"])
+@pytest.mark.parametrize("name", MISTAKES)
+def test_mistakes_in_the_data_are_told_before_weights_are_loaded(name, stage, tmp_path, monkeypatch):
+    records, manifest, weights, message = MISTAKES[name]
+    (tmp_path / "json_data").mkdir()
+    for file in annotations.STAGE_FILES.values():
+        (tmp_path / "json_data" / file).write_text(json.dumps(records))
+    if manifest is not None:
+        (tmp_path / store.MANIFEST).write_text(json.dumps(manifest))
+    monkeypatch.setattr(policy_lib, "load_pretrained", lambda *_, **__: pytest.fail("the weights have been loaded"))
+    recipe, run = (recipes.sft_tiny(), sft.run_sft) if stage == "sft" else (recipes.gspo_tiny(), gspo.run_gspo)
+    config = dataclasses.replace(recipe, weights=weights)
+    with pytest.raises(InputError, match=message):
+        run(model=tmp_path / "model", data=tmp_path, out=tmp_path / "run", config=config)
+    assert not (tmp_path / "run").exists()
 
 
 def test_a_run_names_what_it_cannot_read_and_measures_its_batches(tmp_path, one_device, capfd, monkeypatch):
