@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A run on nodes of 8 GPUs under Slurm, one process for each node:
 #
-#   sbatch --nodes 4 scripts/slurm.sh sft sft_7b --model MODEL --data ROOT --out RUN
+#   sbatch --nodes 4 scripts/slurm.sh sft sft_7b --batch-size 32 --steps 974 --model MODEL --data ROOT --out RUN
 #
 # What follows the script's name are the words of openo3 on one machine. docs/launch_slurm.md
 #SBATCH --job-name=openo3

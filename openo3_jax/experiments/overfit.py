@@ -17,7 +17,7 @@ OVERFIT_LOSS = 0.05  # the claim: nats per target token
 STOP_LOSS = 0.0005  # training goes on to here, so that greedy decoding repeats every token
 
 
-def overfit(*, data: Path | None, out: Path, steps: int = 240, seed: int = 0) -> Outcome:
+def overfit(*, data: Path | None, out: Path, steps: int = 400, seed: int = 0) -> Outcome:
     """A tiny model from random weights learns the SFT records of `data` by heart (None: ten rendered clips).
 
     Writes `out/model` (the start), `out/run`, `out/export` (a Hugging Face directory), `out/overfit.png` (the curve)

@@ -119,7 +119,9 @@ def check_extra(devices: Devices) -> None:
     except ModuleNotFoundError:
         is_here = False
     if not is_here:
-        raise InputError(f'plan: no compiler for {devices.name} is installed; pip install "openo3-jax[{extra}]"')
+        raise InputError(
+            f'plan: no compiler for {devices.name} is installed; in the checkout: pip install -e ".[{extra}]"'
+        )
 
 
 def environment(devices: Devices) -> dict[str, str]:

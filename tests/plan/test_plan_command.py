@@ -357,7 +357,7 @@ def test_a_damaged_config_of_a_model(content, tmp_path, capsys):
 def test_a_compiler_that_is_not_installed(text, extra, monkeypatch, capsys):
     monkeypatch.setattr(devices.importlib.util, "find_spec", lambda name: None)
     assert cli.main(["plan", "gspo_7b", "--devices", text]) == 2
-    assert f'pip install "openo3-jax[{extra}]"' in capsys.readouterr().err
+    assert f'pip install -e ".[{extra}]"' in capsys.readouterr().err
 
 
 def test_a_mesh_that_does_not_divide():
