@@ -26,7 +26,7 @@ Frames = Literal["jpeg", "raw"]
 MANIFEST = "manifest.json"
 SIZES = "sizes-{stage}.jsonl"  # a line for each record, what is known without its pixels
 LIMITS = ("deadline_s", "max_side_px")  # settings that only bound the decoding: no pixel or time depends on them
-_UNSTORED = (*LIMITS, "key_frames")  # chooses among what is stored
+_UNSTORED = (*LIMITS, "key_frames")  # nor what is on disk: key frames are chosen from among what is stored
 
 
 class Damage(NamedTuple):
