@@ -110,13 +110,14 @@ def gather(value: Told) -> list[Told]:
 def together(make: Callable[[], Made], tell: Callable[[Made], Any] = lambda made: None) -> tuple[Made, list[Any]]:
     """`make()` in every process, and what each one tells of what it made.
 
-    Raises: InputError in all of them if one did, with its words: no process waits for one that has stopped.
+    Raises: InputError in all of them if one did, or could not read or write a file, with its words: no process waits
+    for one that has stopped. In that one itself what it raised.
     """
     made, own = None, None
     try:
         made = make()
         said = {"told": tell(made)}
-    except InputError as error:
+    except (InputError, OSError) as error:
         own = error
         said = {"error": str(error)}
     answers = gather(said)

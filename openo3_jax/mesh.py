@@ -6,7 +6,7 @@ A mesh always exists, if only of one device, so the sharded path is the only pat
 import math
 from collections.abc import Mapping, Sequence
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 import jax
 import numpy as np
@@ -28,6 +28,8 @@ ACROSS_HOSTS = ("data", "fsdp")
 # Beyond it a 7B model's shards are no whole tiles on a TPU, and weights are then moved by all-reduces.
 MAX_FSDP = 64
 
+Granule = Literal["slice_index", "process_index"]  # attributes of devices
+
 LOGICAL_AXES: Mapping[str, str | tuple[str, ...] | None] = {
     # weights
     "layers": None,
@@ -46,24 +48,28 @@ LOGICAL_AXES: Mapping[str, str | tuple[str, ...] | None] = {
 }
 
 
-def make_mesh(axes: Mapping[str, int] | None = None, *, devices: Sequence[Any] | None = None) -> Mesh:
+def make_mesh(
+    axes: Mapping[str, int] | None = None, *, devices: Sequence[Any] | None = None, granule: Granule | None = None
+) -> Mesh:
     """A mesh with the axes of `MESH_AXES`; axes that are not named have size 1.
 
     None: `fsdp` over the devices of a host (of a TPU slice), up to 64, and `data` over the rest. Over several hosts, or
     TPU slices, `data` crosses them first, then `fsdp`; `tensor` and `context` stay within one.
+    `granule`: what devices with a fast network of their own share, None for what `granule_of` says.
 
     Example: `make_mesh({"fsdp": 4, "tensor": 2})` on eight devices.
     Raises InputError for an unknown axis, or sizes that do not fit the number of devices and hosts.
     """
     devices = jax.devices() if devices is None else devices
-    sizes = default_sizes(len(devices), num_granules(devices)) if axes is None else dict(axes)
+    granule = granule or granule_of(devices)
+    sizes = default_sizes(len(devices), num_granules(devices, granule)) if axes is None else dict(axes)
     unknown = sorted(set(sizes) - set(MESH_AXES))
     if unknown:
         raise InputError(f"mesh: unknown axes {unknown}; the axes are {', '.join(MESH_AXES)}")
     places = math.prod(sizes.values())
     if any(size < 1 for size in sizes.values()) or places != len(devices):
         raise InputError(f"mesh: sizes {sizes} make {places} places for {len(devices)} devices")
-    return Mesh(arrange(sizes, devices), MESH_AXES)
+    return Mesh(arrange(sizes, devices, granule), MESH_AXES)
 
 
 def default_sizes(num_devices: int, granules: int) -> dict[str, int]:
@@ -76,21 +82,27 @@ def default_sizes(num_devices: int, granules: int) -> dict[str, int]:
     return {"data": num_devices // fsdp, "fsdp": fsdp}
 
 
-def num_granules(devices: Sequence[Any]) -> int:
-    """Groups of devices with a fast network of their own: the slices of a TPU pod, else the hosts."""
-    return len({_granule(device) for device in devices})
+def granule_of(devices: Sequence[Any]) -> Granule:
+    """What tells apart groups of devices with a fast network of their own: the slices of a TPU pod, hosts of GPUs.
+
+    jax numbers the latter as slices too (NVLink domains, where one is more than a host), whether a process has all GPUs
+    of a host or one of them. Where it numbers nothing, a process is a host.
+    """
+    is_numbered = hasattr(devices[0], "slice_index") or devices[0].platform == "tpu"
+    return "slice_index" if is_numbered else "process_index"
 
 
-def _granule(device: Any) -> int:
-    return getattr(device, "slice_index", 0) if device.platform == "tpu" else device.process_index
+def num_granules(devices: Sequence[Any], granule: Granule) -> int:
+    """A TPU without a number is in the only slice."""
+    return len({getattr(device, granule, 0) for device in devices})
 
 
-def arrange(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
+def arrange(sizes: Mapping[str, int], devices: Sequence[Any], granule: Granule) -> np.ndarray:
     """Devices in the places of a mesh with these sizes, neighbours of the network next to each other.
 
     Raises InputError if an axis other than data and fsdp would have to cross hosts.
     """
-    granules = num_granules(devices)
+    granules = num_granules(devices, granule)
     if granules == 1:
         shape = [sizes.get(name, 1) for name in MESH_AXES]
         return mesh_utils.create_device_mesh(shape, devices, allow_split_physical_axes=True)
@@ -99,7 +111,7 @@ def arrange(sizes: Mapping[str, int], devices: Sequence[Any]) -> np.ndarray:
         within,
         across,
         devices,
-        process_is_granule=devices[0].platform != "tpu",
+        process_is_granule=granule == "process_index",
         allow_split_physical_axes=True,
     )
 

@@ -250,17 +250,24 @@ class Policy:
         """Write a Hugging Face directory in the hub's spelling; `dtype` None keeps each tensor's stored one.
 
         Tokenizer, template and processor files are copied byte for byte. The directory appears whole or not at all.
-        Every process must call it; the first one writes. Raises InputError if `out` exists and is not empty.
+        Every process must call it; the first one writes. Raises InputError if `out` exists and is not empty, in all of
+        them.
         """
         dtypes = self.dtypes if dtype is None else dict.fromkeys(self.dtypes, jnp.dtype(dtype))
         with contextlib.ExitStack() as stack:
-            staging = None
-            if hosts.is_first():
+
+            def begin() -> Path | None:
+                if not hosts.is_first():
+                    return None
                 staging = stack.enter_context(model_files.new_directory(Path(out)))
                 model_files.copy_model_files(self.directory, staging)
                 if dtype is not None:
                     model_files.write_dtype(staging / "config.json", dtype)
+                return staging
+
+            staging, _ = hosts.together(begin)
             hf_weights.save(self.params, self.config, dtypes, staging)
+            hosts.together(stack.close)  # the directory gets its name before any process goes on
 
     def save_adapter(self, out: str | os.PathLike) -> None:
         """Write the adapters alone, as `peft` reads them. The directory appears whole or not at all.

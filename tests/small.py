@@ -107,14 +107,20 @@ def make_batch(rows: Sequence[Sequence[types.Sample]], config: ModelConfig, *, n
     return packing.make_batch(rows, bucket, config)
 
 
-def shapes_in(jaxpr) -> Iterator[tuple[int, ...]]:
-    """Shape of every array that a program makes, in its loops, branches and calls too."""
+def equations_in(jaxpr) -> Iterator:
+    """Every operation of a program, in its loops, branches and calls too."""
     inner = jaxpr.jaxpr if hasattr(jaxpr, "jaxpr") else jaxpr
     for equation in inner.eqns:
-        yield from (variable.aval.shape for variable in equation.outvars if hasattr(variable.aval, "shape"))
+        yield equation
         for value in jax.tree.leaves(equation.params, is_leaf=is_jaxpr):
             if is_jaxpr(value):
-                yield from shapes_in(value)
+                yield from equations_in(value)
+
+
+def shapes_in(jaxpr) -> Iterator[tuple[int, ...]]:
+    """Shape of every array that a program makes."""
+    for equation in equations_in(jaxpr):
+        yield from (variable.aval.shape for variable in equation.outvars if hasattr(variable.aval, "shape"))
 
 
 def is_jaxpr(value) -> bool:

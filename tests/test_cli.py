@@ -104,6 +104,15 @@ def test_another_architecture(capsys, model, data, tmp_path):
         (["sft", "sft_8b"], "unknown verb 'sft_8b'; expected openo3 sft with one of sft_tiny"),
         (["trian"], "unknown verb 'trian'; expected openo3 with one of demo"),
         (["export", "{tmp}", "{tmp}/out"], "no config.json; expected the directory of a training run"),
+        (["export", "{model}", "{tmp}/out"], "config.json: has no stage and config; expected the config.json of a run"),
+        (
+            ["export", "{model}", "{tmp}/out", "--adapter"],
+            "config.json: has no stage and config; expected the config.json",
+        ),
+        (
+            ["sft", "sft_tiny", "--model", "{model}", "--data", "{data}", "--out", "{model}", "--resume"],
+            "{model}/config.json: has no stage and config; expected the config.json of a run, not that of a model",
+        ),
         (["demo", "--quick", "--full"], "--quick and --full: choose one of them"),
         (["demo", "--out", "{data}"], "{data}: exists and holds something else"),
         (["score", "{tmp}/none.jsonl"], "none.jsonl: cannot be read"),
@@ -123,6 +132,14 @@ def test_a_package_that_is_missing_is_named_before_anything_is_written(capsys, m
     run = ["--model", model, "--data", data, "--out", tmp_path / "run", "--run.wandb", "p"]
     for stage in (["sft", "sft_tiny"], ["gspo", "gspo_tiny"]):
         assert_one_line(call(capsys, *stage, *run), "run.wandb=p: the package wandb is not installed")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("stage", ["sft", "gspo"])
+def test_a_best_metric_that_nothing_measures(capsys, model, data, tmp_path, stage):
+    """The command line has no evaluator."""
+    run = ["--model", model, "--data", data, "--out", tmp_path / "run", "--run.best", "eval/accuracy"]
+    assert_one_line(call(capsys, stage, f"{stage}_tiny", *run), "run.best=eval/accuracy", "such as reward/total")
     assert not list(tmp_path.iterdir())
 
 

@@ -12,6 +12,7 @@ import small
 from openo3_jax import config_json, recipes
 from openo3_jax.config import (
     QWEN2_5_VL,
+    GSPOConfig,
     ModelConfig,
     OptimizerConfig,
     SamplingConfig,
@@ -105,6 +106,8 @@ def test_missing_fields_are_named():
         (lambda: OptimizerConfig(learning_rate=0.0), "need learning_rate > 0"),
         (lambda: OptimizerConfig(adam_learning_rate=1e-3), 'with adamw; expected a positive number with name="muon"'),
         (lambda: SFTConfig(steps=0), "steps=0"),
+        (lambda: SFTConfig(steps=1, seed=-1), "sft: seed=-1; expected 0 or more"),
+        (lambda: GSPOConfig(steps=1, seed=-1), "gspo: seed=-1; expected 0 or more"),
     ],
 )
 def test_settings_out_of_range(make, message):

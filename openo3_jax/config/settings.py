@@ -128,7 +128,7 @@ class RunConfig:
 
     save_every: int = 200  # steps between checkpoints; the last step is always saved
     keep_last: int = 2  # checkpoints; the best one stays as well
-    best: str | None = None  # metric that decides which checkpoint is the best, such as eval/accuracy
+    best: str | None = None  # metric that decides which checkpoint is the best, such as reward/total
     best_is: Literal["highest", "lowest"] = "highest"
     patience: int = 0  # values of `best` in a row without improvement that end the run; 0: never
     nonfinite: Literal["stop", "skip"] = "stop"  # what a loss or gradient that is not finite does; never an update
@@ -203,6 +203,8 @@ class SFTConfig:
                 f"sft: steps={self.steps}, batch_size={self.batch_size} and max_row_tokens={self.max_row_tokens} "
                 "must be at least 1"
             )
+        if self.seed < 0:
+            raise InputError(f"sft: seed={self.seed}; expected 0 or more")
         if self.workers < 0 or not 0 <= self.max_bad_fraction < 1:
             raise InputError(
                 f"sft: workers={self.workers} and max_bad_fraction={self.max_bad_fraction}; expected workers >= 0 and "
@@ -285,6 +287,8 @@ class GSPOConfig:
                 f"gspo: importance_cap={self.importance_cap} with old_logp={self.old_logp!r}; expected a positive cap "
                 'and old_logp="recompute": the weights compare the sampler with the training forward'
             )
+        if self.seed < 0:
+            raise InputError(f"gspo: seed={self.seed}; expected 0 or more")
         if self.workers < 0 or not 0 <= self.max_bad_fraction < 1:
             raise InputError(
                 f"gspo: workers={self.workers} and max_bad_fraction={self.max_bad_fraction}; expected workers >= 0 and "

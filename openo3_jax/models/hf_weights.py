@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent import futures
+from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
@@ -232,7 +233,7 @@ def save(
     """Write the weights in the hub's spelling, in files of at most `max_bytes`, each tensor in `dtypes[key]`.
 
     Adapters are added to their weights, one layer at a time. `out` None: lend this process's part of the weights to the
-    one that writes.
+    one that writes. Raises: InputError, in every process, for a file that cannot be written.
     """
     sources = {
         key: (entry, i) for entry in hf_mapping.table(config) for i, key in enumerate(hf_mapping.keys(entry, config))
@@ -260,12 +261,21 @@ def save(
             tensors[key] = np.empty(shapes[key], dtypes[key])
             flat = tensors[key].reshape(len(tensors[key]), -1) if layer.ndim > 1 else tensors[key]
             _copy(hf_mapping.to_hf(entry, layer), flat)
-        if out is not None:
-            safetensors.numpy.save_file(tensors, out / name, metadata={"format": "pt"})
-    if len(shards) > 1 and out is not None:
+        hosts.together(partial(_write, tensors, out, name))
+    if len(shards) > 1:
         total = sum(_num_bytes(shapes[key], dtypes[key]) for key in sources)
         weight_map = {key: name for name, keys in zip(names, shards, strict=True) for key in keys}
-        (out / INDEX).write_text(json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2))
+        index = json.dumps({"metadata": {"total_size": total}, "weight_map": weight_map}, indent=2)
+        hosts.together(lambda: None if out is None else (out / INDEX).write_text(index))
+
+
+def _write(tensors: Mapping[str, np.ndarray], out: Path | None, name: str) -> None:
+    if out is None:
+        return
+    try:
+        safetensors.numpy.save_file(tensors, out / name, metadata={"format": "pt"})
+    except safetensors.SafetensorError as error:  # which a full disk is to this library
+        raise InputError(f"{out / name}: cannot be written: {error}; make room, or choose another place") from None
 
 
 def _with_adapter(weight: np.ndarray, entry: hf_mapping.Entry, params: nnx.State, i: int) -> np.ndarray:

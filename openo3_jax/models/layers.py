@@ -17,6 +17,7 @@ from openo3_jax.types import Array
 INIT_STD = 0.02  # HF `initializer_range`
 
 ATTENTION = "attention"  # the name under which attention's results are kept
+CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"  # cuDNN's, which have no name: what jax calls the operation
 
 
 @jax.custom_vjp
@@ -59,8 +60,9 @@ class Linear(nnx.Linear):
         return y if self.lora_a is None else y + self.adapted(x)
 
     def adapted(self, x: Float[Array, "*batch in"]) -> Float[Array, "*batch out"]:
-        """What the adapter adds."""
-        return (x @ self.lora_a[...]) @ self.lora_b[...] * self.lora_b.scale
+        """What the adapter adds, in the dtype of x: its halves are float32 where they are trained."""
+        a, b = (half[...].astype(x.dtype) for half in (self.lora_a, self.lora_b))
+        return (x @ a) @ b * self.lora_b.scale
 
 
 def linear(
@@ -184,6 +186,10 @@ def scan(
 def _kept(remat: Remat) -> Callable[..., Any] | None:
     """Which values between a layer's input and output are kept for the backward pass, None for none."""
     policies = jax.checkpoint_policies
-    attention = policies.save_only_these_names(ATTENTION)
+    attention = policies.save_from_both_policies(policies.save_only_these_names(ATTENTION), _is_cudnn_forward)
     products = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, attention)
     return {"layers": None, "attention": attention, "dots": products}[remat]
+
+
+def _is_cudnn_forward(operation: Any, *_: Any, **__: Any) -> bool:
+    return operation.name == CUDNN_FORWARD

@@ -123,7 +123,8 @@ def _load(line: str) -> Request:
 
 def answer(request: Request, described: list[Any], options: Mapping[str, Any] | None = None) -> Answer:
     """Compile for these devices, in this process. `options`: of the compiler."""
-    mesh = mesh_lib.make_mesh(request.axes, devices=described)
+    is_gpu = request.devices.kind.platform == "gpu"  # whose hosts are all described as one slice
+    mesh = mesh_lib.make_mesh(request.axes, devices=described, granule="process_index" if is_gpu else None)
     ways = mesh_lib.mesh_size(mesh, mesh_lib.LOGICAL_AXES["rows"])
     load = workload.make_load(request.config, request.model, request.sizes, ways)
     state = programs.make_abstract(request.config, request.model, mesh).state

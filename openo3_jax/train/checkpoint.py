@@ -4,6 +4,7 @@ The last file to be written of a checkpoint is its record: what it is, and size 
 record a checkpoint is unfinished; with one, nothing of it can be cut off or changed unnoticed.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
@@ -82,7 +83,7 @@ class Checkpoints:
             self._directory.mkdir(parents=True, exist_ok=True)
             if self._is_first:
                 for rest in self._directory.glob(f"*{_TEMPORARY}*"):  # of a save that failed, perhaps still written to
-                    shutil.rmtree(rest, ignore_errors=True)
+                    _remove(rest, ignore_errors=True)
             self._writer.save(self._directory / str(record.step), ocp.args.Composite(**arguments), force=True)
         except WRITE_ERRORS as error:
             self._fail(error)
@@ -105,7 +106,7 @@ class Checkpoints:
         self._writer.wait_until_finished()
         if self._is_first:
             _write_record(self._directory / str(record.step), record)
-            prune(self._directory, self._keep_last)
+            prune(self._directory, self._keep_last, self._say)
 
     def _fail(self, error: Exception) -> None:
         kept = finished(self._directory)
@@ -117,17 +118,30 @@ class Checkpoints:
         self._say(self.failure)
 
 
-def prune(directory: Path, keep_last: int) -> None:
-    """Delete all finished checkpoints but the `keep_last` newest and the one with the highest score."""
+def prune(directory: Path, keep_last: int, say: Callable[[str], None]) -> None:
+    """Delete all finished checkpoints but the `keep_last` newest and the one with the highest score.
+
+    One whose record cannot be read has no score. What cannot be deleted is told to `say` and left.
+    """
     steps = finished(directory)
-    scores = {step: read_record(directory, step).score for step in steps[:-keep_last]}
-    scored = {step: read_record(directory, step).score for step in steps[-keep_last:]} | scores
-    known = {step: score for step, score in scored.items() if score is not None}
+    scores = {step: _score(directory, step) for step in steps}
+    known = {step: score for step, score in scores.items() if score is not None}
     best = max(known, key=lambda step: (known[step], -step), default=None)
-    for step in scores:
-        if step != best:
+    for step in steps[:-keep_last]:
+        if step == best:
+            continue
+        try:
             (directory / str(step) / RECORD).unlink()  # first of all: half a checkpoint is none
             shutil.rmtree(directory / str(step))
+        except OSError as error:
+            say(f"{directory}: checkpoint {step} is no longer needed and cannot be deleted: {error.strerror}")
+
+
+def _score(directory: Path, step: int) -> float | None:
+    try:
+        return read_record(directory, step).score
+    except (InputError, OSError):
+        return None
 
 
 def finished(directory: Path) -> list[int]:
@@ -177,11 +191,20 @@ def set_aside(directory: Path, after: int, aside: Path) -> None:
     done = finished(directory)
     for at in list(directory.iterdir()):
         if _TEMPORARY in at.name or (at.name.isdecimal() and int(at.name) not in done):
-            shutil.rmtree(at)
+            _remove(at)
         elif at.name.isdecimal() and int(at.name) > after:
             aside.mkdir(exist_ok=True)
             shutil.rmtree(aside / at.name, ignore_errors=True)
             at.rename(aside / at.name)
+
+
+def _remove(at: Path, *, ignore_errors: bool = False) -> None:
+    """A directory with all that is in it, or a file."""
+    if at.is_dir():
+        shutil.rmtree(at, ignore_errors=ignore_errors)
+        return
+    with contextlib.suppress(OSError if ignore_errors else FileNotFoundError):
+        at.unlink()
 
 
 def restore(directory: Path, step: int, abstract: TrainState) -> TrainState:
@@ -242,8 +265,12 @@ def _write_record(at: Path, record: Record) -> None:
     names = sorted(path.relative_to(at).as_posix() for path in at.rglob("*") if path.is_file())
     files = {name: {"bytes": (at / name).stat().st_size, "sha256": _hash(at / name)} for name in names}
     partial = at.parent / f"{at.name}{_TEMPORARY}.json"
-    partial.write_text(json.dumps({**record._asdict(), "files": files}))  # no newline: a brace ends it
-    os.replace(partial, at / RECORD)
+    try:
+        partial.write_text(json.dumps({**record._asdict(), "files": files}))  # no newline: a brace ends it
+        os.replace(partial, at / RECORD)
+    except OSError:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def _parse_record(file: Path) -> tuple[Record, dict[str, Any]]:

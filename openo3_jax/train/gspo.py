@@ -54,6 +54,8 @@ def run_gspo(
     after a signal, with the state saved.
     """
     reward = rollout.rubric_reward(config.rules) if reward is None else reward
+    loop.check_best(config.run, evaluate)
+    journal.check(config.run)
     log = runlog.RunLog(out)
 
     def read() -> tuple[list[annotations.Record], prompts.Prompts, policy_lib.Policy, policy_lib.Policy | None]:
@@ -68,7 +70,6 @@ def run_gspo(
     compared = state_lib.anchor_of(policy, config, anchor)
     about = resume_lib.describe("gspo", config, plan.data_hash(records), policy.params, compared)
     found = resume_lib.find(out, about, log.say) if resume else None
-    journal.check(config.run)
     make = state_lib.make_state if found is None else state_lib.resume_state
     state = make(policy, config, reference=anchor)
     policy, anchor, compared = policy.without_weights(), None, None  # the state has its own copies
@@ -111,7 +112,6 @@ class _GSPO:
         self._max_bad = max_bad
         self._bad: dict[int, str] = {}
         self._prompt_bucket, self._group_bucket = rollout.GrowingBucket(), rollout.GrowingBucket()
-        self._cast = jax.jit(lambda params: jax.tree.map(lambda x: x.astype(config.compute_dtype), params))
         self._score = steps.make_score_step(config)
         self._step = steps.make_gspo_step(config)
 
@@ -177,8 +177,7 @@ class _GSPO:
 
     def _sample(self, state: TrainState, places: list[rl_prompts.Prompt | None], step: int) -> policy_lib.Generations:
         config = self._config
-        as_computed = dataclasses.replace(state, params=self._cast(state.params))  # what is frozen is so already
-        policy = state_lib.trained_policy(self._policy, as_computed)
+        policy = state_lib.trained_policy(self._policy, state, config.compute_dtype)
         samples = [None if prompt is None else prompt.sample for prompt in places]
         need = policy.bucket([prompt.room for prompt in places if prompt is not None])
         need = dataclasses.replace(need, rows=policy.round_rows(config.batch_size))

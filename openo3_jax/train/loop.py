@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
 from openo3_jax import hosts
-from openo3_jax.config import GSPOConfig, SFTConfig
+from openo3_jax.config import GSPOConfig, RunConfig, SFTConfig
 from openo3_jax.errors import InputError, Stopped
 from openo3_jax.policy import Policy
 from openo3_jax.train import best as best_lib
@@ -46,6 +46,15 @@ class Run:
     profile: profiling.Steps | None = None  # steps to trace
 
 
+def check_best(settings: RunConfig, evaluate: Evaluator | None) -> None:
+    """Before anything is written. Raises: InputError for a best metric that nothing would measure."""
+    if evaluate is None and settings.best is not None and settings.best.startswith("eval/"):
+        raise InputError(
+            f"run.best={settings.best}: an evaluator measures it, and this run has none; expected a metric of the run, "
+            "such as reward/total, or sft/loss with run.best_is=lowest, or pass evaluate= in Python"
+        )
+
+
 def train(
     stage: Stage,
     state: TrainState,
@@ -57,7 +66,8 @@ def train(
 ) -> Policy:
     """Make the steps that are left, or fewer if `stop` says so; write metrics and checkpoints as they come.
 
-    `policy` lends the evaluator and the result what is not in the state; its weights are not used.
+    `policy` lends the evaluator and the result what is not in the state; its weights are not used. The evaluator gets
+    weights in the dtype of computation, the result those that are trained.
     Raises: InputError where the guards of the stage do, or if the last checkpoint cannot be written; Stopped after a
     signal, with the state saved.
     """
@@ -84,7 +94,7 @@ def train(
             values["time/total_s"] = time.monotonic() - started_s
             if evaluate is not None:
                 dog.beat(f"evaluating after step {done}")
-                values |= evaluate(trained_policy(policy, state), done)
+                values |= evaluate(trained_policy(policy, state, this.config.compute_dtype), done)
             score = best(values)
             values |= spikes(values) | computer.values()
             book.write(done, values)

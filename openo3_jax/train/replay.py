@@ -64,6 +64,7 @@ def replay(dump: Path, *, mesh: Mapping[str, int] | Mesh | None = None) -> str:
     home = dump.absolute().parent.parent
     if not (home / run.CONFIG).is_file():
         raise InputError(f"{dump}: {home} is no run; a dump needs the model files of its run, so leave it there")
+    settings = run.read_settings(home)
     about = json.loads((dump / ABOUT).read_text())
     is_sft = about["stage"] == "sft"
     config = config_json.from_json(SFTConfig if is_sft else GSPOConfig, about["config"], str(dump / ABOUT))
@@ -75,10 +76,10 @@ def replay(dump: Path, *, mesh: Mapping[str, int] | Mesh | None = None) -> str:
     frozen = None if base is None else jax.tree.map(lambda x: x.astype(config.compute_dtype), base.params)
     params = checkpoint.read_params(dump / WEIGHTS, abstract, devices)
     batch = mesh_lib.shard_rows(host, devices)
-    reference = None if is_sft else _reference(home, config, devices)
+    reference = None if is_sft else _reference(settings, config, devices)
 
     @jax.jit
-    def again(params: nnx.State, batch: Batch | Rollouts) -> tuple[Any, nnx.State, Any]:
+    def again(params: nnx.State, frozen: Any, reference: Any, batch: Batch | Rollouts) -> tuple[Any, nnx.State, Any]:
         def loss_of(params: nnx.State) -> tuple[Any, None]:
             weights = lora.join(frozen, params)
             if is_sft:
@@ -89,7 +90,7 @@ def replay(dump: Path, *, mesh: Mapping[str, int] | Mesh | None = None) -> str:
         rows = batch if is_sft else batch.batch
         return loss, grads, steps.score_batch(graphdef, lora.join(frozen, params), rows, config).logp
 
-    loss, grads, logp = again(params, batch)
+    loss, grads, logp = again(params, frozen, reference, batch)
     rows = host if is_sft else host.batch
     logp = np.where(rows.target_slots >= 0, np.asarray(logp), 0.0)
     sums = ", ".join(f"{row}: {-value:.4g}" for row, value in enumerate(logp.sum(1)))
@@ -104,9 +105,8 @@ def replay(dump: Path, *, mesh: Mapping[str, int] | Mesh | None = None) -> str:
     return "\n".join(lines)
 
 
-def _reference(home: Path, config: GSPOConfig, devices: Mesh) -> nnx.State | None:
+def _reference(settings: Mapping[str, Any], config: GSPOConfig, devices: Mesh) -> nnx.State | None:
     """The weights that stage two compared with, from where the run read them; None as `TrainState.reference` is."""
-    settings = json.loads((home / run.CONFIG).read_text())
     if config.kl_coef == 0 or (config.lora is not None and settings["reference"] is None):
         return None
     policy = policy_lib.load_pretrained(Path(settings["reference"] or settings["model"]), mesh=devices)

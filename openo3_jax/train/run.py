@@ -6,7 +6,7 @@ import os
 from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -43,8 +43,9 @@ def check_new(out: Path) -> None:
 
 def check_resumable(out: Path) -> None:
     """Raises InputError for a directory that is not that of a run. One that is missing or empty becomes a new run."""
-    if out.is_dir() and any(out.iterdir()) and not (out / CONFIG).is_file() and not (out / MODEL_FILES).is_dir():
-        raise InputError(f"{out}: holds no {CONFIG}; expected the directory of a training run, or a new one")
+    is_begun = (out / MODEL_FILES).is_dir() and not (out / CONFIG).exists()  # stopped before that was written
+    if out.is_dir() and any(out.iterdir()) and not is_begun:
+        read_settings(out)
 
 
 def create(
@@ -87,15 +88,33 @@ def _create(
     os.replace(partial, out / CONFIG)
 
 
+def read_settings(directory: Path) -> dict[str, Any]:
+    """What a run says of itself. Raises: InputError for a directory that is not that of a run."""
+    if not (directory / CONFIG).is_file():
+        raise InputError(f"{directory}: no {CONFIG}; expected the directory of a training run")
+    return _read(directory / CONFIG)
+
+
 def load_config(file: Path, stage: Literal["sft", "gspo"]) -> SFTConfig | GSPOConfig:
     """The settings in the config.json of a run. Raises: InputError for another stage, unknown or missing fields."""
+    settings = _read(file)
+    if settings["stage"] != stage:
+        raise InputError(f"{file}: is of a run of {settings['stage']}; expected the {CONFIG} of a run of {stage}")
+    return _config(settings, file)
+
+
+def _read(file: Path) -> dict[str, Any]:
     try:
         settings = json.loads(file.read_text())
     except ValueError as error:
         raise InputError(f"{file}: no JSON ({error}); expected the {CONFIG} of a run") from None
-    if not isinstance(settings, dict) or settings.get("stage") != stage or "config" not in settings:
-        raise InputError(f"{file}: expected the {CONFIG} of a run of {stage}")
-    return config_json.from_json(SFTConfig if stage == "sft" else GSPOConfig, settings["config"], str(file))
+    if not isinstance(settings, dict) or settings.get("stage") not in ("sft", "gspo") or "config" not in settings:
+        raise InputError(f"{file}: has no stage and config; expected the {CONFIG} of a run, not that of a model")
+    return settings
+
+
+def _config(settings: Mapping[str, Any], file: Path) -> SFTConfig | GSPOConfig:
+    return config_json.from_json(SFTConfig if settings["stage"] == "sft" else GSPOConfig, settings["config"], str(file))
 
 
 def load(directory: Path, *, mesh: Mapping[str, int] | Mesh | None = None) -> policy_lib.Policy:
@@ -103,10 +122,8 @@ def load(directory: Path, *, mesh: Mapping[str, int] | Mesh | None = None) -> po
 
     Of a run that trained adapters they are in the checkpoint, and the model that it started from is read again.
     """
-    if not (directory / CONFIG).is_file():
-        raise InputError(f"{directory}: no {CONFIG}; expected the directory of a training run")
-    settings = json.loads((directory / CONFIG).read_text())
-    config = load_config(directory / CONFIG, settings["stage"])
+    settings = read_settings(directory)
+    config = _config(settings, directory / CONFIG)
     processor = tokens.load_processor(directory / MODEL_FILES)
     devices = mesh if isinstance(mesh, Mesh) else mesh_lib.make_mesh(mesh)
     graphdef, base, abstract = trained_part(directory, processor.config, config, devices)
@@ -151,7 +168,7 @@ def save_adapter(directory: Path, out: Path) -> None:
 
 def _source(directory: Path) -> Path:
     """What a run started from."""
-    return Path(json.loads((directory / CONFIG).read_text())["model"])
+    return Path(read_settings(directory)["model"])
 
 
 def _check_base(directory: Path, base: policy_lib.Policy, config: SFTConfig | GSPOConfig) -> None:

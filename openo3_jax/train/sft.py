@@ -44,6 +44,8 @@ def run_sft(
     Raises: InputError for an `out` that is not empty, no or bad records, bad media, a loss that is not finite, a run
     with other settings, data or model to resume; Stopped after a signal, with the state saved.
     """
+    loop.check_best(config.run, evaluate)
+    journal.check(config.run)
     log = runlog.RunLog(out)
 
     def read() -> tuple[list[annotations.Record], prompts.Prompts, policy_lib.Policy]:
@@ -59,7 +61,6 @@ def run_sft(
     (records, wording, policy), _ = hosts.together(read)
     about = resume_lib.describe("sft", config, plan.data_hash(records), policy.params)
     found = resume_lib.find(out, about, log.say) if resume else None
-    journal.check(config.run)
     state = state_lib.make_state(policy, config) if found is None else state_lib.resume_state(policy, config)
     policy = policy.without_weights()  # the state has its own copy; the loaded one may go
     ways = policy.round_rows(1)

@@ -45,9 +45,16 @@ class TrainState:
         return lora.join(self.frozen, self.params)
 
 
-def trained_policy(policy: Policy, state: TrainState) -> Policy:
-    """The policy of a state; `policy` lends what is not in it."""
-    return dataclasses.replace(policy, graphdef=state.graphdef, params=state.weights)
+def trained_policy(policy: Policy, state: TrainState, dtype: Dtype | None = None) -> Policy:
+    """The policy of a state, its weights in `dtype`, None for as they are there; `policy` lends what is not in it."""
+    params = state.weights if dtype is None else _cast(state.weights, dtype)
+    return dataclasses.replace(policy, graphdef=state.graphdef, params=params)
+
+
+@partial(jax.jit, static_argnums=1)
+def _cast(tree: Any, dtype: Dtype) -> Any:
+    """What is in `dtype` already is not copied."""
+    return jax.tree.map(lambda x: x.astype(dtype), tree)
 
 
 def make_state(policy: Policy, config: SFTConfig | GSPOConfig, *, reference: Policy | None = None) -> TrainState:

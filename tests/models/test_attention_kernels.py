@@ -9,11 +9,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
+from jax._src.cudnn import fused_attention_stablehlo
 
 import small
 from openo3_jax import mesh as mesh_lib
 from openo3_jax.errors import InputError
-from openo3_jax.models import attention, attention_cudnn
+from openo3_jax.models import attention, attention_cudnn, layers
 
 SEQ = 256
 GROUP = attention.Group(completions=3, slots=60)
@@ -100,6 +102,40 @@ def test_kernels_over_context(arrays, backend, kv_heads):
 
     ours, expected = over_two(qkv, pull), run(qkv, pull, slots, backend="xla")
     assert_equal(ours, expected)
+
+
+@pytest.mark.parametrize("group", [None, attention.Group(completions=2, slots=8)], ids=["no bounds", "bounds"])
+def test_what_cudnn_gave_is_kept(group, one_device, monkeypatch):
+    """As for a GPU, not run: "layers" runs each of its kernels again in the backward pass, the others none.
+
+    They are in branches, in `shard_map`, in a loop over layers.
+    """
+    monkeypatch.setattr(fused_attention_stablehlo, "check_cudnn_version", lambda: 91000)
+
+    def on_gpu(function):
+        return lambda *args, **how: function(*args, **how | {"platform": "gpu"})
+
+    for name in ("local", "choose"):
+        monkeypatch.setattr(attention, name, on_gpu(getattr(attention, name)))
+    config = small.model_config()
+    graphdef, params = small.make_params(config, one_device)
+    batch = small.make_batch([[small.sample(config, prompt=9, answer=5, pictures=[(4, 6)])]], config)
+
+    def kernels(remat) -> int:
+        def loss(params):
+            model = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype("bfloat16"), params))
+            return model.hidden(batch, remat=remat, group=group)[0].sum()
+
+        names = [equation.primitive.name for equation in small.equations_in(jax.make_jaxpr(jax.grad(loss))(params))]
+        return names.count(layers.CUDNN_FORWARD)
+
+    forward = kernels("none")
+    assert forward > 2
+    assert {remat: kernels(remat) for remat in ("layers", "attention", "dots")} == {
+        "layers": 2 * forward,
+        "attention": forward,
+        "dots": forward,
+    }
 
 
 def shapes(seq=1024, head_dim=128, dtype=jnp.bfloat16):

@@ -108,12 +108,22 @@ class Device:
     process_index: int
     platform: str = "gpu"
     device_kind: str = "fake"
+
+
+@dataclasses.dataclass(frozen=True)
+class Numbered(Device):
+    """As TPUs and GPUs are."""
+
     slice_index: int = 0
 
 
-def hosts(number: int, each: int) -> list[Device]:
-    """Devices in an order that mixes hosts, as a cluster may give them."""
-    devices = [Device(id=host * each + i, process_index=host) for host in range(number) for i in range(each)]
+def hosts(number: int, each: int, processes: int = 1) -> list[Device]:
+    """Devices in an order that mixes hosts, as a cluster may give them; on each host in so many processes."""
+    devices = [
+        Numbered(id=host * each + i, process_index=host * processes + i * processes // each, slice_index=host)
+        for host in range(number)
+        for i in range(each)
+    ]
     return devices[::-1]
 
 
@@ -136,18 +146,31 @@ def test_tensor_and_context_stay_within_a_host(sizes):
         mesh_lib.split_over_hosts(sizes, 4)
 
 
-def test_each_host_has_whole_rows_of_the_mesh():
-    """Two hosts of four: every tensor pair, and every fsdp pair, lies within one."""
-    placed = mesh_lib.arrange({"data": 2, "fsdp": 2, "tensor": 2}, hosts(2, 4))
+@pytest.mark.parametrize("processes", [1, 4])
+def test_each_host_has_whole_rows_of_the_mesh(processes):
+    """Two hosts of four: every tensor pair, and every fsdp pair, lies within one, whatever the processes."""
+    devices = hosts(2, 4, processes)
+    granule = mesh_lib.granule_of(devices)
+    assert mesh_lib.default_sizes(8, mesh_lib.num_granules(devices, granule)) == {"data": 2, "fsdp": 4}
+    placed = mesh_lib.arrange({"data": 2, "fsdp": 2, "tensor": 2}, devices, granule)
     assert placed.shape == (2, 2, 2, 1)
-    of_host = np.vectorize(lambda device: device.process_index)(placed)
+    of_host = np.vectorize(lambda device: device.slice_index)(placed)
     assert of_host.reshape(2, 4).tolist() == [[0] * 4, [1] * 4]
 
 
 def test_a_slice_of_a_pod_is_one_network_however_many_hosts_it_has():
-    pod = [Device(id=i, process_index=i // 4, platform="tpu", slice_index=i // 8) for i in range(16)]
-    assert mesh_lib.num_granules(pod) == 2
-    assert mesh_lib.num_granules(hosts(4, 4)) == 4
+    pod = [Numbered(id=i, process_index=i // 4, platform="tpu", slice_index=i // 8) for i in range(16)]
+    assert mesh_lib.num_granules(pod, mesh_lib.granule_of(pod)) == 2
+    assert mesh_lib.num_granules(hosts(4, 4), mesh_lib.granule_of(hosts(4, 4))) == 4
+
+
+def test_devices_without_the_number_of_a_slice():
+    """A process is a host; a TPU is in the only slice."""
+    devices = [Device(id=i, process_index=i // 2) for i in range(4)][::-1]
+    placed = mesh_lib.arrange({"data": 2, "tensor": 2}, devices, mesh_lib.granule_of(devices))
+    assert np.vectorize(lambda device: device.process_index)(placed).reshape(2, 2).tolist() == [[0, 0], [1, 1]]
+    chips = [Device(id=i, process_index=i // 2, platform="tpu") for i in range(4)]
+    assert mesh_lib.num_granules(chips, mesh_lib.granule_of(chips)) == 1
 
 
 @pytest.mark.parametrize(

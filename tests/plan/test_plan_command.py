@@ -5,6 +5,7 @@ import dataclasses
 import json
 import math
 import sys
+import types
 from functools import partial
 
 import jax
@@ -50,6 +51,14 @@ def answers():
         patch.setattr(losses, "CHUNK_LOGITS", 16 * MODEL.text.vocab_size)
         patch.setattr(losses, "MIN_CHUNK_TARGETS", 16)
         return {name: compiler.answer(request(one, {"fsdp": 8}), jax.devices(), quick) for name, one in configs.items()}
+
+
+def test_described_hosts_of_gpus_are_told_apart():
+    """All of them are described as one slice; tensor stays within a host all the same."""
+    gpu = {"slice_index": 0, "platform": "gpu", "device_kind": "fake"}
+    described = [types.SimpleNamespace(id=i, process_index=i // 8, **gpu) for i in range(16)]
+    with pytest.raises(InputError, match="over 2 hosts: only data and fsdp may cross hosts"):
+        compiler.answer(request(SFT, {"tensor": 16}), described)
 
 
 # ---- what must not be in a program ----

@@ -1,6 +1,7 @@
 """What is on disk is whole, proven and kept by the policy, whatever happens to the disk; any mesh reads it."""
 
 import dataclasses
+import errno
 import json
 import os
 import resource
@@ -117,10 +118,31 @@ def test_the_newest_and_the_best_stay(tmp_path, state):
     assert checkpoint.finished(tmp_path) == [2, 5, 6], "of equal scores the first is the best"
 
 
+def test_what_cannot_be_read_or_deleted_does_not_end_the_run(two, state, monkeypatch):
+    """The new checkpoint is whole by then."""
+    (two / "1" / checkpoint.RECORD).write_text("{")
+    rmtree, said = shutil.rmtree, []
+
+    def refuse(at, *more, **options):
+        if at == two / "2":
+            raise OSError(errno.EBUSY, os.strerror(errno.EBUSY), str(at))
+        rmtree(at, *more, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", refuse)
+    with Checkpoints(two, keep_last=2, say=said.append) as checkpoints:
+        for step in (3, 4):
+            checkpoints.save(state, record(step))
+            checkpoints.wait()
+            assert checkpoints.failure is None
+    assert checkpoint.finished(two) == [3, 4] and not (two / "1").exists()
+    assert said == [f"{two}: checkpoint 2 is no longer needed and cannot be deleted: {os.strerror(errno.EBUSY)}"]
+
+
 def test_what_is_not_finished_or_later_makes_room(two, tmp_path):
     shutil.copytree(two / "2", two / "3")
     (two / "3" / checkpoint.RECORD).unlink()  # killed before its end
     (two / "4.orbax-checkpoint-tmp").mkdir()
+    (two / "5.orbax-checkpoint-tmp.json").write_text("{")  # a record that a kill cut off
     assert checkpoint.finished(two) == [1, 2]
     checkpoint.set_aside(two, 1, tmp_path / "aside")
     assert sorted(os.listdir(two)) == ["1"] and os.listdir(tmp_path / "aside") == ["2"]
@@ -172,6 +194,27 @@ def test_a_full_disk_is_told_in_one_line_and_the_last_good_one_stays(two, state)
         assert checkpoints.failure is None and len(said) == 1
     assert checkpoint.finished(two) == [2, 4]
     assert checkpoint.damage(two, 4) is None
+
+
+def test_a_record_that_cannot_be_written_leaves_nothing_behind(two, state, monkeypatch):
+    """Nor does one that a kill cut off, once the next checkpoint is written."""
+    (two / "2.orbax-checkpoint-tmp.json").write_text("{")
+    replace, said = os.replace, []
+
+    def refuse(source, target):
+        if str(target).endswith(checkpoint.RECORD):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(target))
+        replace(source, target)
+
+    with Checkpoints(two, keep_last=2, say=said.append) as checkpoints:
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "replace", refuse)
+            checkpoints.save(state, record(3))
+            checkpoints.wait()
+        assert len(said) == 1 and "checkpoint 3 cannot be written: No space left on device" in said[0]
+        assert sorted(os.listdir(two)) == ["1", "2", "3"]
+        checkpoints.save(state, record(4))
+    assert checkpoint.finished(two) == [2, 4] and len(said) == 1
 
 
 def test_a_directory_that_cannot_be_written(tmp_path, state):

@@ -97,8 +97,12 @@ def test_a_skipped_update_changes_nothing(root, tmp_path, one_device, poison):
     assert not all((a == b).all() for a, b in zip(leaves[1], leaves[2], strict=True))
 
 
-def test_gspo_dumps_its_minibatch(root, tmp_path, one_device):
-    """After the first minibatch the weights are beyond all numbers; the second one cannot be computed."""
+@pytest.mark.filterwarnings("error:A large amount of constants")
+def test_gspo_dumps_its_minibatch(root, tmp_path, one_device, small_constants):
+    """After the first minibatch the weights are beyond all numbers; the second one cannot be computed.
+
+    What runs it again is given the reference: closed over it would be a part of the program.
+    """
     config = dataclasses.replace(tiny_runs.GSPO, optimizer=OptimizerConfig(learning_rate=1e37))
     places = {"model": root / "model", "data": root / "data", "out": tmp_path / "run"}
     with pytest.raises(InputError, match=r"gspo: step 1 has .* openo3 replay .*step-1-0"):
@@ -110,6 +114,13 @@ def test_gspo_dumps_its_minibatch(root, tmp_path, one_device):
 def test_replay_wants_a_dump(tmp_path):
     with pytest.raises(InputError, match=r"holds no dump\.json; expected a directory such as"):
         replay.replay(tmp_path)
+    (tmp_path / "dumps" / "step-1-0").mkdir(parents=True)
+    (tmp_path / "dumps" / "step-1-0" / replay.ABOUT).write_text("{}")
+    with pytest.raises(InputError, match="is no run; a dump needs the model files of its run"):
+        replay.replay(tmp_path / "dumps" / "step-1-0")
+    (tmp_path / "config.json").write_text('{"model_type": "qwen2_5_vl"}')
+    with pytest.raises(InputError, match="of a run, not that of a model"):
+        replay.replay(tmp_path / "dumps" / "step-1-0")
 
 
 def test_dumps_after_the_step_go(tmp_path):

@@ -275,6 +275,30 @@ def test_stage_two_goes_on_from_an_adapter_and_its_sampler_is_its_trainer(root, 
         run.save_adapter(tmp_path / "run", tmp_path / "second")
 
 
+@pytest.mark.parametrize("adapters", [None, SMALL], ids=["all weights", "adapters"])
+def test_an_evaluator_gets_weights_in_the_dtype_of_computation(adapters, root, one_device, tmp_path):
+    """In bfloat16; what is returned has what was trained in float32. Both can be asked."""
+    said = [[{"role": "user", "content": "Where does the circle go?"}]]
+
+    def dtypes_of(policy) -> set[str]:
+        assert np.isfinite(policy.logits(said)[0]).all()
+        assert policy.generate(said, max_new_tokens=2).tokens[0][0].size
+        return {str(leaf.dtype) for leaf in jax.tree.leaves(policy.params)}
+
+    seen = []
+    config = dataclasses.replace(tiny_runs.SFT, steps=1, compute_dtype="bfloat16", lora=adapters)
+    policy = sft.run_sft(
+        model=root / "model",
+        data=root / "data",
+        out=tmp_path / "run",
+        config=config,
+        mesh=one_device,
+        evaluate=lambda policy, done: seen.append(dtypes_of(policy)) or {},
+    )
+    assert seen == [{"bfloat16"}]
+    assert dtypes_of(policy) == ({"float32"} if adapters is None else {"float32", "bfloat16"})
+
+
 def test_another_base_is_noticed(root, finished, one_device, tmp_path):
     out, _ = finished
     shutil.copytree(out, tmp_path / "run")
@@ -291,7 +315,9 @@ def test_another_base_is_noticed(root, finished, one_device, tmp_path):
         run_sft(tmp_path, tmp_path / "run", one_device, resume=True)
 
 
-def test_a_dump_holds_the_adapters_and_runs_again(root, one_device, tmp_path):
+@pytest.mark.filterwarnings("error:A large amount of constants")
+def test_a_dump_holds_the_adapters_and_runs_again(root, one_device, tmp_path, small_constants):
+    """What is frozen is an argument of the program that runs it again."""
     with pytest.raises(InputError, match="step-2-0 runs it again"):
         run_sft(root, tmp_path / "run", one_device, learning_rate=1e37)
     report = replay.replay(tmp_path / "run" / replay.DUMPS / "step-2-0", mesh=one_device)
