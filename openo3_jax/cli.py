@@ -1,7 +1,7 @@
 """`openo3 VERB ...`: parse, call, print. Results go to stdout, everything else to stderr; heavy imports wait.
 
-Exit codes: 0 done, 1 ours or a lost process, 2 the user's mistake, 3 a stated claim did not hold, 75 stopped by a signal
-with the state saved, 130 interrupted.
+Exit codes: 0 done, 1 ours or a lost process, 2 the user's mistake, 3 a stated claim did not hold, 75 stopped by a
+signal with the state saved, 130 interrupted.
 """
 
 import contextlib
