@@ -231,17 +231,23 @@ def read_params(directory: Path, abstract: nnx.State, mesh: Mesh) -> nnx.State:
     return _read(directory, {"params": wanted})["params"]
 
 
-def load_params(directory: Path, abstract: nnx.State, mesh: Mesh) -> nnx.State:
-    """As `read_params`, of the newest checkpoint. Raises InputError if it is damaged or missing."""
+def load_params(directory: Path, abstract: nnx.State, mesh: Mesh, step: int | None = None) -> nnx.State:
+    """As `read_params`, of the checkpoint after `step` steps, None for the newest.
+
+    Raises: InputError if it is damaged or missing.
+    """
     if not directory.is_dir():
         raise InputError(f"{directory}: no checkpoints; expected the directory of a training run")
     steps = finished(directory)
     if not steps:
         raise InputError(f"{directory}: holds no finished checkpoint; was the run stopped before its first one?")
-    reason = damage(directory, steps[-1])
+    if step is not None and step not in steps:
+        raise InputError(f"{directory}: no checkpoint of step {step}; expected one of {', '.join(map(str, steps))}")
+    chosen = steps[-1] if step is None else step
+    reason = damage(directory, chosen)
     if reason is not None:
-        raise InputError(f"{reason}; go on with --resume from the checkpoint before it, or delete {steps[-1]}")
-    return read_params(directory / str(steps[-1]), abstract, mesh)
+        raise InputError(f"{reason}; go on with --resume from the checkpoint before it, or delete {chosen}")
+    return read_params(directory / str(chosen), abstract, mesh)
 
 
 def _read(at: Path, wanted: Mapping[str, Any]) -> dict[str, Any]:

@@ -117,17 +117,20 @@ def _config(settings: Mapping[str, Any], file: Path) -> SFTConfig | GSPOConfig:
     return config_json.from_json(SFTConfig if settings["stage"] == "sft" else GSPOConfig, settings["config"], str(file))
 
 
-def load(directory: Path, *, mesh: Mapping[str, int] | Mesh | None = None) -> policy_lib.Policy:
-    """The policy of the newest checkpoint, float32. Raises InputError if this is no run or has no checkpoint.
+def load(
+    directory: Path, *, mesh: Mapping[str, int] | Mesh | None = None, step: int | None = None
+) -> policy_lib.Policy:
+    """The policy after `step` steps, float32; None: of the newest checkpoint.
 
     Of a run that trained adapters they are in the checkpoint, and the model that it started from is read again.
+    Raises: InputError if this is no run or has no such checkpoint.
     """
     settings = read_settings(directory)
     config = _config(settings, directory / CONFIG)
     processor = tokens.load_processor(directory / MODEL_FILES)
     devices = mesh if isinstance(mesh, Mesh) else mesh_lib.make_mesh(mesh)
     graphdef, base, abstract = trained_part(directory, processor.config, config, devices)
-    params = checkpoint.load_params(directory / CHECKPOINTS, abstract, devices)
+    params = checkpoint.load_params(directory / CHECKPOINTS, abstract, devices, step)
     if base is not None:
         _check_base(directory, base, config)
         return dataclasses.replace(base, graphdef=graphdef, params=lora.join(base.params, params))
@@ -156,14 +159,17 @@ def trained_part(
     return graphdef, base, abstract
 
 
-def save_adapter(directory: Path, out: Path) -> None:
-    """Write the adapters of a run as `peft` reads them. Raises: InputError if it has none, or none that stand alone."""
+def save_adapter(directory: Path, out: Path, *, step: int | None = None) -> None:
+    """Write the adapters of a run as `peft` reads them; `step` as of `load`.
+
+    Raises: InputError if it has none, or none that stand alone.
+    """
     if peft_files.is_adapter(_source(directory)):
         raise InputError(
             f"{directory}: was started from {_source(directory)}, an adapter itself, and peft adds one to a whole "
             "model; export without --adapter"
         )
-    load(directory).save_adapter(out)
+    load(directory, step=step).save_adapter(out)
 
 
 def _source(directory: Path) -> Path:

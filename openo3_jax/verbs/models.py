@@ -87,6 +87,7 @@ def export(
     run: Positional[Annotated[Path, arg(metavar="RUN")]],
     out: Positional[Annotated[Path, arg(metavar="OUT")]],
     *,
+    step: int | None = None,
     dtype: Literal["float32", "bfloat16"] | None = None,
     adapter: bool = False,
 ) -> None:
@@ -95,6 +96,7 @@ def export(
     Args:
         run: the directory of a training run.
         out: a new directory.
+        step: of which checkpoint; without it the newest.
         dtype: of every tensor; without it each keeps that of the model the run started from.
         adapter: write the adapters alone, for peft; the result is also a MODEL of every other verb.
     """
@@ -103,6 +105,6 @@ def export(
     if adapter and dtype is not None:
         raise InputError(f"export: --dtype {dtype} with --adapter; adapters are written in float32, so leave it out")
     if adapter:
-        run_lib.save_adapter(run, out)
+        run_lib.save_adapter(run, out, step=step)
     else:
-        run_lib.load(run).save_pretrained(out, dtype)
+        run_lib.load(run, step=step).save_pretrained(out, dtype)

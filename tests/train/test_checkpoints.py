@@ -108,6 +108,14 @@ def test_export_refuses_a_damaged_checkpoint(two, policy):
         checkpoint.load_params(two, policy.params, policy.mesh)
 
 
+def test_export_of_a_step(two, policy):
+    (two / "2" / "params" / "_METADATA").write_text("")  # the newest cannot be read
+    found = checkpoint.load_params(two, policy.params, policy.mesh, 1)
+    jax.tree.map(np.testing.assert_array_equal, found, checkpoint.read_params(two / "1", policy.params, policy.mesh))
+    with pytest.raises(InputError, match="no checkpoint of step 7; expected one of 1, 2"):
+        checkpoint.load_params(two, policy.params, policy.mesh, 7)
+
+
 # ---- kept by policy ----
 
 
