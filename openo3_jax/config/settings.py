@@ -6,8 +6,8 @@ from typing import Literal
 from openo3_jax.errors import InputError
 
 # What the backward pass finds of a layer; the rest it computes again. "layers": the residual stream before the layer;
-# "attention": that and attention's results, so that attention runs once; "dots": those and every product with a
-# weight; "none": everything.
+# "attention": that and the results of the decoder's attention, which then runs once; "dots": those and the two wide
+# products of every MLP, which are most of a layer's arithmetic; "none": everything.
 Remat = Literal["none", "layers", "attention", "dots"]
 
 

@@ -4,6 +4,7 @@ Compilers do not serve here: they count the body of a loop once, or say nothing.
 embedding look-ups are left out: they are below 1 % at every published size.
 """
 
+import dataclasses
 from collections.abc import Iterable
 
 from openo3_jax.config import LoRAConfig, ModelConfig, Remat, TextConfig, VisionConfig
@@ -85,11 +86,20 @@ def again_flops(
 ) -> int:
     """Of the forward pass what the backward pass computes again, see `config.Remat`.
 
-    The head's products always are (train/losses.py). "attention" saves that of the decoder.
+    The head's products always are (train/losses.py). "attention" saves that of the decoder; with "dots" what is left
+    are the projections of the decoder's attention, and all but the MLP of the vision tower's blocks.
     """
     lengths = list(completions)
-    if remat in ("none", "dots"):
+    if remat == "none":
         return text_flops(config.text, tokens=0, pairs=0, targets=targets)
+    if remat == "dots":
+        without_mlp = dataclasses.replace(config.text, intermediate_size=0)
+        projections = text_flops(without_mlp, tokens=prompt + sum(lengths), pairs=0, targets=targets)
+        without_mlp = dataclasses.replace(config.vision, intermediate_size=0)
+        without_blocks = dataclasses.replace(config.vision, depth=0, fullatt_block_indexes=())
+        grids = list(grids)
+        blocks = vision_flops(without_mlp, grids) - vision_flops(without_blocks, grids)
+        return projections + blocks
     saved = causal_pairs(prompt, lengths) if remat == "attention" else 0
     return sum(_towers(config, grids, prompt, lengths, targets)) - text_flops(
         config.text, tokens=0, pairs=saved, targets=0

@@ -7,6 +7,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.ad_checkpoint import checkpoint_name
 from jax.sharding import Mesh
 from jaxtyping import Float, Int
 
@@ -16,7 +17,7 @@ from openo3_jax.types import Array
 
 INIT_STD = 0.02  # HF `initializer_range`
 
-ATTENTION = "attention"  # the name under which attention's results are kept
+ATTENTION, PRODUCT = "attention", "product"  # names under which results are kept for the backward pass
 CUDNN_FORWARD = "dot_product_attention_fwd_wrapper"  # cuDNN's, which have no name: what jax calls the operation
 
 
@@ -31,7 +32,7 @@ def multiply(x: Float[Array, "*batch in"], kernel: Float[Array, "in out"]) -> Fl
 
 
 def _multiply_fwd(x, kernel):
-    return x @ kernel, (x, kernel)  # in the open, so that what is kept between layers may be this product
+    return x @ kernel, (x, kernel)
 
 
 def _multiply_bwd(saved, grad):
@@ -137,7 +138,8 @@ class SwiGLU(nnx.Module):
 
     @jax.named_scope("swiglu")
     def __call__(self, x: Float[Array, "*batch dim"]) -> Float[Array, "*batch dim"]:
-        return self.down_proj(nnx.silu(self.gate_proj(x)) * self.up_proj(x))
+        gate, up = checkpoint_name((self.gate_proj(x), self.up_proj(x)), PRODUCT)
+        return self.down_proj(nnx.silu(gate) * up)
 
 
 def stack(make_layer: Callable[[nnx.Rngs], nnx.Module], depth: int, *, rngs: nnx.Rngs) -> nnx.Module:
@@ -165,10 +167,12 @@ def scan(
     *,
     mesh: Mesh,
     remat: bool | Remat,
+    keep_attention: bool = True,
 ) -> tuple[Array, Any]:
     """Run stacked layers: `x, out = call(layer, x, per_layer[i])` for each; returns the last x and the stacked outs.
 
     Weights are gathered one layer at a time. `remat`: see `config.Remat`; True is "layers", False is "none".
+    `keep_attention`: whether what this keeps of attention is worth its memory in these layers.
     """
     graphdef, params = nnx.split(layers)
 
@@ -179,16 +183,17 @@ def scan(
     if isinstance(remat, bool):
         remat = "layers" if remat else "none"
     if remat != "none":
-        body = jax.checkpoint(body, policy=_kept(remat))
+        body = jax.checkpoint(body, policy=_kept(remat, keep_attention))
     return jax.lax.scan(body, x, (params, per_layer))
 
 
-def _kept(remat: Remat) -> Callable[..., Any] | None:
-    """Which values between a layer's input and output are kept for the backward pass, None for none."""
+def _kept(remat: Remat, keep_attention: bool) -> Callable[..., Any]:
+    """Which values between a layer's input and output are kept for the backward pass."""
     policies = jax.checkpoint_policies
-    attention = policies.save_from_both_policies(policies.save_only_these_names(ATTENTION), _is_cudnn_forward)
-    products = policies.save_from_both_policies(policies.dots_with_no_batch_dims_saveable, attention)
-    return {"layers": None, "attention": attention, "dots": products}[remat]
+    names = {"layers": set(), "attention": {ATTENTION}, "dots": {ATTENTION, PRODUCT}}[remat]
+    if ATTENTION not in names or not keep_attention:
+        return policies.save_only_these_names(*(names - {ATTENTION}))
+    return policies.save_from_both_policies(policies.save_only_these_names(*names), _is_cudnn_forward)
 
 
 def _is_cudnn_forward(operation: Any, *_: Any, **__: Any) -> bool:

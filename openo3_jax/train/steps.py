@@ -1,6 +1,7 @@
 """The train steps: pure, jitted once, donated. `(state, batch) -> (state, metrics)`."""
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -119,12 +120,22 @@ def _update(state: TrainState, grads: nnx.State, loss: Array, config: Config) ->
     """One step of the optimizer if loss and gradient are finite; the new state lives where the old one did."""
     optimizer = optimizer_lib.make_optimizer(config.optimizer, config.updates)
     schedule = optimizer_lib.make_schedule(config.optimizer, config.updates)
-    updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
     norm = optax.tree.norm(grads)
     finite = jnp.isfinite(loss) & jnp.isfinite(norm)
     old = state.step, state.params, state.opt_state
-    made = state.step + 1, optax.apply_updates(state.params, updates), opt_state
-    kept = jax.tree.map(lambda new, before: jnp.where(finite, new, before), made, old)
+
+    def apply(grads: nnx.State, step: Array, params: nnx.State, opt_state: Any) -> tuple[Array, nnx.State, Any]:
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        return step + 1, optax.apply_updates(params, updates), opt_state
+
+    def choose(grads: nnx.State, *old: Any) -> tuple[Array, nnx.State, Any]:
+        return jax.tree.map(lambda new, before: jnp.where(finite, new, before), apply(grads, *old), old)
+
+    def branch(grads: nnx.State, *old: Any) -> tuple[Array, nnx.State, Any]:
+        return jax.lax.cond(finite, apply, lambda _, *old: old, grads, *old)
+
+    # A choice by value copies both moments on a CPU, a branch on a GPU (docs/log.md).
+    kept = jax.lax.platform_dependent(grads, *old, cpu=branch, default=choose)
     new = TrainState(*kept, state.reference, state.graphdef, state.frozen)
     mesh = nnx.merge(state.graphdef, state.weights).mesh
     metrics = {"grad_norm": norm, "learning_rate": jnp.asarray(schedule(state.step))}

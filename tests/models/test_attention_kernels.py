@@ -106,7 +106,8 @@ def test_kernels_over_context(arrays, backend, kv_heads):
 
 @pytest.mark.parametrize("group", [None, attention.Group(completions=2, slots=8)], ids=["no bounds", "bounds"])
 def test_what_cudnn_gave_is_kept(group, one_device, monkeypatch):
-    """As for a GPU, not run: "layers" runs each of its kernels again in the backward pass, the others none.
+    """As for a GPU, not run: "layers" runs each of its kernels again in the backward pass, the others none of the
+    decoder's, but the vision tower's.
 
     They are in branches, in `shard_map`, in a loop over layers.
     """
@@ -121,20 +122,24 @@ def test_what_cudnn_gave_is_kept(group, one_device, monkeypatch):
     graphdef, params = small.make_params(config, one_device)
     batch = small.make_batch([[small.sample(config, prompt=9, answer=5, pictures=[(4, 6)])]], config)
 
-    def kernels(remat) -> int:
-        def loss(params):
-            model = nnx.merge(graphdef, jax.tree.map(lambda x: x.astype("bfloat16"), params))
-            return model.hidden(batch, remat=remat, group=group)[0].sum()
+    def count(function) -> int:
+        def of_params(params):
+            return function(nnx.merge(graphdef, jax.tree.map(lambda x: x.astype("bfloat16"), params))).sum()
 
-        names = [equation.primitive.name for equation in small.equations_in(jax.make_jaxpr(jax.grad(loss))(params))]
-        return names.count(layers.CUDNN_FORWARD)
+        equations = small.equations_in(jax.make_jaxpr(jax.grad(of_params))(params))
+        return [equation.primitive.name for equation in equations].count(layers.CUDNN_FORWARD)
+
+    def kernels(remat) -> int:
+        return count(lambda model: model.hidden(batch, remat=remat, group=group)[0])
 
     forward = kernels("none")
     assert forward > 2
+    of_vision = count(lambda model: model.visual(batch.vision))
+    assert 0 < of_vision < forward
     assert {remat: kernels(remat) for remat in ("layers", "attention", "dots")} == {
         "layers": 2 * forward,
-        "attention": forward,
-        "dots": forward,
+        "attention": forward + of_vision,
+        "dots": forward + of_vision,
     }
 
 

@@ -61,5 +61,7 @@ def test_what_is_computed_again_by_hand():
     config, grids = small.model_config(), [VisionGrid(1, 4, 4)]
     of = {"prompt": 3, "completions": [2, 1], "targets": 3}
     forward, head = flops.forward_flops(config, grids, **of), 2 * 3 * 32 * 96
-    expected = {"none": head, "dots": head, "layers": forward, "attention": forward - 2 * 4 * 19 * 32}
+    text = 2 * 2 * 6 * (2 * 32 * 32 + 2 * 32 * 16)  # four projections of both layers, 6 tokens
+    vision = 2 * (2 * 16 * 4 * 16 * 16 + 4 * 16**2 * 16)  # of both blocks four projections; 16 patches, one window
+    expected = {"none": head, "dots": head + text + vision, "layers": forward, "attention": forward - 2 * 4 * 19 * 32}
     assert {remat: flops.again_flops(config, grids, **of, remat=remat) for remat in expected} == expected
