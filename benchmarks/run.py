@@ -2,14 +2,18 @@
 
     python benchmarks/run.py [--quick] [--only NAME] [--out benchmarks/RESULTS.md]
 
-What `make bench` runs. Without `--quick` the table is written, with the machine, the versions, the date and the command
-of each row. With it, tiny sizes show that all of them work, and nothing is written but to an `--out` that was given.
+What `make bench` runs. Without `--quick` the table is written, with the machine, the versions, and date and command of
+each row. With it, tiny sizes show that all of them work, and nothing is written but to an `--out` that was given.
+Beside the table lies the same as JSON, from which `--only` keeps the rows of the others, if machine and versions are
+those of now.
 Exits with 3 where a row does not hold, 1 where a benchmark ended otherwise.
 """
 
 import argparse
+import dataclasses
 import datetime
 import importlib.metadata
+import json
 import os
 import pathlib
 import platform
@@ -17,7 +21,9 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Mapping
 from concurrent import futures
+from typing import Any
 
 import results
 
@@ -56,26 +62,41 @@ PUBLISHED = (
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--quick", action="store_true", help="tiny sizes, to see that all of them work")
-    parser.add_argument("--only", choices=SCRIPTS, action="append", help="these alone; rows of others are not kept")
+    parser.add_argument("--only", choices=SCRIPTS, action="append", help="these alone; rows of others are kept")
     parser.add_argument("--out", type=pathlib.Path, help="where the table goes (RESULTS.md beside this file)")
     args = parser.parse_args()
     out = args.out or (None if args.quick else RESULTS)
+    here = {"machine": machine(), "versions": {name: importlib.metadata.version(name) for name in PACKAGES}}
+    kept = kept_runs(out, here) if args.only and out is not None else {}
     rows: list[results.Row] = []
-    commands: list[list[str]] = []
     failed = []
     names = args.only or SCRIPTS
     todo = [[f"benchmarks/{name}.py", *(["--quick"] if args.quick else [])] for name in names]
     with futures.ThreadPoolExecutor(QUICK_AT_A_TIME if args.quick else 1) as pool:
         for name, command, (found, code) in zip(names, todo, pool.map(run, todo), strict=True):
             rows += found
-            commands += [["python " + " ".join(command)]] * len(found)
             failed += [name] if code not in (0, 3) or (code == 3 and not found) else []
-            if out is not None:
-                out.write_text(page(rows, commands))  # after each, so that an interrupted run leaves what it has
+            today = f"{datetime.date.today():%d %b %Y}"
+            kept[name] = {"date": today, "command": "python " + " ".join(command), "rows": found}
+            if out is not None:  # after each, so that an interrupted run leaves what it has
+                write(out, here | {"runs": {name: kept[name] for name in SCRIPTS if name in kept}})
     print("\n" + results.table(rows))
     for name in failed:
         print(f"{name}: did not end as it should")
     return 1 if failed else results.exit_code(rows)
+
+
+def kept_runs(out: pathlib.Path, here: Mapping[str, Any]) -> dict[str, Any]:
+    """What an earlier call has left beside the table, if it ran on this machine with these versions."""
+    file = out.with_suffix(".json")
+    before = json.loads(file.read_text()) if file.exists() else {"runs": {}}
+    runs = before["runs"] if {name: before.get(name) for name in here} == here else {}
+    return {name: one | {"rows": [results.Row(**row) for row in one["rows"]]} for name, one in runs.items()}
+
+
+def write(out: pathlib.Path, found: Mapping[str, Any]) -> None:
+    out.with_suffix(".json").write_text(json.dumps(found, indent=1, default=dataclasses.asdict) + "\n")
+    out.write_text(page(found))
 
 
 def run(command: list[str]) -> tuple[list[results.Row], int]:
@@ -99,20 +120,22 @@ def run(command: list[str]) -> tuple[list[results.Row], int]:
         return (results.load(file) if file.exists() else []), done.returncode
 
 
-def page(rows: list[results.Row], commands: list[list[str]]) -> str:
+def page(found: Mapping[str, Any]) -> str:
+    rows = [row for one in found["runs"].values() for row in one["rows"]]
+    origins = [[one["date"], one["command"]] for one in found["runs"].values() for _ in one["rows"]]
     published = ["| what | published | source |", "|---|---|---|", *(f"| {' | '.join(line)} |" for line in PUBLISHED)]
     return "\n".join(
         [
             "# Results of `make bench`",
             "",
-            f"{datetime.date.today():%d %b %Y}. {machine()}",
+            found["machine"],
             "",
-            ", ".join(f"{name} {importlib.metadata.version(name)}" for name in PACKAGES) + ".",
+            ", ".join(f"{name} {version}" for name, version in found["versions"].items()) + ".",
             "",
             "Times of one row were taken in one run, both sides in turn; a shared machine makes single times long, so "
             "the ratios are what counts. What a row does is in the first lines of its script.",
             "",
-            results.table(rows, ("command",), commands),
+            results.table(rows, ("date", "command"), origins),
             "",
             "## Published by others, not measured here",
             "",

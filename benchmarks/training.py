@@ -7,12 +7,12 @@ The widths of Qwen2.5-VL-3B, four layers of each tower (one over whole frames), 
 224 x 420 px in a row of 2,560 slots of which the last 256 are targets; float32 on the CPU. torch: sdpa, no dropout,
 fused AdamW, logits of all slots, as its Trainer has them; `--head targets` gives it those of the targets alone.
 Each side is a process of its own, one after the other (both do not fit 24 GiB), `--rounds` times; a process does a step
-that is not counted (ours compiles in it), then `--steps` that are. Loss and gradient norm of the first step must agree;
-torch's norm is then of its gradients in float64, because its own, which clips, sums millions of float32 with an error of
-1e-3. Those of later steps are told: AdamW's first update is as large where a gradient is rounding as where it is not.
+that is not counted (ours compiles in it), then `--steps` that are. Loss and gradient norm of the first step must agree,
+torch's norm of its gradients in float64: its own, which clips, sums millions of float32 with an error of 1e-3. Those of
+later steps are told: AdamW's first update is as large where a gradient is rounding as where it is not.
 
 Memory: the highest resident set of the process during the counted steps, less that before the model was read (the
-interpreter with its libraries), less weights and both moments of AdamW. So gradients and activations are what counts.
+interpreter with its libraries, the sample), less weights and both moments of AdamW. So gradients and activations count.
 """
 
 import argparse
@@ -151,11 +151,11 @@ def prepare_ours(args: argparse.Namespace) -> tuple[dict, Callable]:
 
     compiling.watch()
     jax.block_until_ready(jax.jit(jnp.sin)(jnp.ones(8)))
+    _, sample = make_sample(args.work / "model", quick=args.quick)
     memory = Memory()
     policy = policy_lib.load_pretrained(args.work / "model", mesh={"fsdp": 1})
     optimizer = OptimizerConfig(learning_rate=LEARNING_RATE, schedule="constant")
     config = SFTConfig(steps=100, compute_dtype="float32", remat=args.remat, optimizer=optimizer)
-    _, sample = make_sample(args.work / "model", quick=args.quick)
     batch, state = cut_3b.make_batch(policy, [sample]), state_lib.make_state(policy, config)
     weight_bytes = sum(leaf.nbytes for leaf in jax.tree.leaves(state.params))
     policy = policy.without_weights()
@@ -177,9 +177,9 @@ def prepare_theirs(args: argparse.Namespace) -> tuple[dict, Callable]:
     import hf_model
     import torch
 
+    processor, sample = make_sample(args.work / "model", quick=args.quick)
     memory = Memory()
     model = hf_model.load(args.work / "model").train()
-    processor, sample = make_sample(args.work / "model", quick=args.quick)
     inputs = hf_model.inputs([sample], processor)
     is_target = torch.tensor(sample.loss_mask)[None]
     labels = torch.where(is_target, inputs["input_ids"], -100)

@@ -12,7 +12,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import jax
@@ -127,6 +127,13 @@ def together(make: Callable[[], Made], tell: Callable[[Made], Any] = lambda made
         if "error" in answer:
             raise InputError(f"process {number}: {answer['error']}")
     return made, [answer["told"] for answer in answers]
+
+
+def agree(said: Sequence[str], what: str, remedy: str) -> None:
+    """Raises: InputError, in all processes alike, where one of them has said another thing than the first."""
+    for number, one in enumerate(said):
+        if one != said[0]:
+            raise InputError(f"{what}: {one} in process {number}, {said[0]} in process 0; {remedy}")
 
 
 def first(make: Callable[[], Told]) -> Told:

@@ -41,6 +41,12 @@ def test_words_of_another_process(as_second):
         hosts.together(lambda: 1)
 
 
+def test_who_disagrees_with_the_first_is_named():
+    hosts.agree(["a", "a"], "plan", "look")
+    with pytest.raises(InputError, match="plan: b in process 2, a in process 0; look"):
+        hosts.agree(["a", "a", "b"], "plan", "look")
+
+
 def test_a_place_that_is_taken_is_told(policy, said, tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(InputError, match="exists and is not an empty directory"):

@@ -41,6 +41,9 @@ class BatchPlan(NamedTuple):
         return [rows[row] for row in share.rows(self.shape.rows)]
 
 
+DIFFERENT_PLANS = "media that only some could look at, or other data? --resume goes on when all of them find the same"
+
+
 class Ready(NamedTuple):
     """One step: its plan and this process's samples by index of the record, None for one that cannot be read."""
 

@@ -92,6 +92,11 @@ class SFTBatches:
         """The room that each sample of a step takes, in all processes."""
         return self._samples.sizes([index for row in self._plans.batch(step).rows for index in row])
 
+    def planned(self, step: int) -> str:
+        """A digest of what all processes must have planned alike, before devices wait for each other."""
+        batch = self._plans.batch(step)
+        return plan.data_hash([], batch.rows, dataclasses.asdict(batch.shape))
+
     def state(self, step: int) -> loader.IteratorState:
         """What a checkpoint keeps to go on with `step`, with any number of workers and processes."""
         return loader.state_at(step, self._plans, self._config.seed, self._data)

@@ -90,6 +90,11 @@ class Prompts:
     def __call__(self, step: int) -> StepPrompts:
         return self._load(step)
 
+    def planned(self, step: int) -> str:
+        """A digest of what all processes must have planned alike, before devices wait for each other."""
+        places = _indices(self._plans.batch(step))
+        return plan.data_hash([], places, self._samples.sizes(places))
+
     def state(self, step: int) -> loader.IteratorState:
         """What a checkpoint keeps to go on with `step`, with any number of workers."""
         return loader.state_at(step, self._plans, self._config.seed, self._data)

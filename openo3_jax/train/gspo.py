@@ -16,7 +16,7 @@ from openo3_jax import hosts
 from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import GSPOConfig
-from openo3_jax.data import annotations, plan, prompts, rl_prompts
+from openo3_jax.data import annotations, loader, plan, prompts, rl_prompts
 from openo3_jax.data import samples as samples_lib
 from openo3_jax.errors import InputError
 from openo3_jax.rewards import own
@@ -163,9 +163,10 @@ class _GSPO:
 
         def tell(made: rl_prompts.StepPrompts) -> dict[str, Any]:
             own = {place: prompt.record for place, prompt in enumerate(made.places) if prompt and prompt.is_own}
-            return {"bad": made.bad, "records": [*own.items()]}
+            return {"planned": self._source.planned(step), "bad": made.bad, "records": [*own.items()]}
 
         made, told = hosts.together(lambda: self._source(step), tell)
+        hosts.agree([part["planned"] for part in told], f"step {step + 1}: plan of the prompts", loader.DIFFERENT_PLANS)
         bad = {index: rl_prompts.BadPrompt(index, error) for part in told for index, error in part["bad"]}
         self._source.note_bad([*bad.values()])
         self._note_bad(step, [*bad.values()])

@@ -12,7 +12,7 @@ from openo3_jax import hosts
 from openo3_jax import mesh as mesh_lib
 from openo3_jax import policy as policy_lib
 from openo3_jax.config import SFTConfig
-from openo3_jax.data import annotations, pipeline, plan, prompts
+from openo3_jax.data import annotations, loader, pipeline, plan, prompts
 from openo3_jax.data import samples as samples_lib
 from openo3_jax.train import ahead, guards, journal, loop, profiling, run, runlog, steps
 from openo3_jax.train import resume as resume_lib
@@ -108,11 +108,12 @@ class _SFT:
     def _batch(self, step: int) -> Batch:
         """The batch of a step; which of its records could not be used is then known to every process."""
 
-        def tell(_: Batch) -> list[tuple[int, str]]:
-            return list(self._batches.bad(step).items())
+        def tell(_: Batch) -> dict[str, Any]:
+            return {"planned": self._batches.planned(step), "bad": [*self._batches.bad(step).items()]}
 
-        batch, bad = hosts.together(lambda: self._on_devices(step), tell)
-        others = {index: reason for part in bad for index, reason in part}
+        batch, told = hosts.together(lambda: self._on_devices(step), tell)
+        hosts.agree([part["planned"] for part in told], f"step {step + 1}: plan of the batch", loader.DIFFERENT_PLANS)
+        others = {index: reason for part in told for index, reason in part["bad"]}
         if others:
             hosts.together(lambda: self._batches.note_bad(others))
         return batch

@@ -1,5 +1,7 @@
 """Rows of `make bench`: what holds, the exit code, and the way through a file."""
 
+import sys
+
 import pytest
 
 import standalone
@@ -39,3 +41,15 @@ def test_finish(names, code, tmp_path, capsys):
     head, line, *body = capsys.readouterr().out.splitlines()
     assert head.startswith("| work") and set(line) == set("| -") and len(body) == len(rows)
     assert ("**no**" in body[-1]) == (code == 3)
+
+
+def test_one_benchmark_again_keeps_the_rows_of_the_others(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "results", results)
+    run = standalone.load("benchmarks/run.py")
+    here, out = {"machine": "two cores", "versions": {"jax": "1"}}, tmp_path / "RESULTS.md"
+    runs = {"rewards": {"date": "1 May 2026", "command": "python rewards.py", "rows": [make_row("above")]}}
+    run.write(out, here | {"runs": runs})
+    assert "two cores" in out.read_text() and "| 1 May 2026 | python rewards.py |" in out.read_text()
+    assert run.kept_runs(out, here) == runs
+    assert run.kept_runs(out, here | {"machine": "four cores"}) == {}
+    assert run.kept_runs(tmp_path / "none.md", here) == {}

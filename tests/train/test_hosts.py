@@ -48,12 +48,12 @@ def cut(file: Path) -> bytes:
     return bytes(content)
 
 
-def start(server, number, stage, root, out, *more, devices=None):
+def start(server, number, stage, root, out, *more, devices=None, last_root=None):
     """A run over so many processes with one device each, or over one with all `devices`."""
     flags = ("--mesh", MESHES[devices or number], *FLAGS[stage], "--steps", str(STEPS[stage]), *more)
     if number == 1:
         return [server.start(stage, root, out, *flags, devices=devices, name="-0")]
-    return server.start_together(number, stage, root, out, *flags)
+    return server.start_together(number, stage, root, out, *flags, last_root=last_root)
 
 
 def said(out: Path, process: int) -> str:
@@ -181,3 +181,19 @@ def test_a_mistake_that_one_process_sees_ends_all_with_its_words(server, root, t
     for process in range(2):
         assert "more than max_bad_fraction=0" in said(tmp_path / "run", process)
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("stage", STEPS)
+def test_processes_that_plan_other_batches_end_with_one_line(stage, server, root, tmp_path):
+    """The second one reads longer questions: its devices would wait for arrays of another shape."""
+    other = tmp_path / "other"
+    for part in ("data", "model"):
+        shutil.copytree(root / part, other / part)
+    shutil.copy(root / f"{stage}.json", other)
+    for file in (other / "data").rglob("*.json"):
+        records = json.loads(file.read_text())
+        file.write_text(json.dumps([record | {"question": record["question"] + " Why?" * 100} for record in records]))
+    codes = [server.wait(pid) for pid in start(server, 2, stage, root, tmp_path / "run", last_root=other)]
+    assert codes == [2, 2]
+    for process in range(2):
+        assert "step 1: plan of the " in said(tmp_path / "run", process)

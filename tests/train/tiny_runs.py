@@ -85,15 +85,25 @@ class Server:
         self._running.add(pid)
         return pid
 
-    def start_together(self, number: int, stage: str, root: Path, out: Path, *more: str, devices: int = 1) -> list[int]:
-        """So many processes of one run; stderr of process i is in `out`-i.err."""
+    def start_together(
+        self,
+        number: int,
+        stage: str,
+        root: Path,
+        out: Path,
+        *more: str,
+        devices: int = 1,
+        last_root: Path | None = None,
+    ) -> list[int]:
+        """So many processes of one run; stderr of process i is in `out`-i.err. `last_root`: what the last one reads."""
         with socket.socket() as free:
             free.bind(("localhost", 0))
             place = f"localhost:{free.getsockname()[1]}"
         flags = [f"--coordinator={place}", f"--num-processes={number}"]
+        roots = [root] * (number - 1) + [last_root or root]
         return [
-            self.start(stage, root, out, *more, *flags, f"--process-id={i}", devices=devices, name=f"-{i}")
-            for i in range(number)
+            self.start(stage, own, out, *more, *flags, f"--process-id={i}", devices=devices, name=f"-{i}")
+            for i, own in enumerate(roots)
         ]
 
     def wait(self, pid: int) -> int:
