@@ -50,6 +50,7 @@ class Sweep(NamedTuple):
     axis: str
     sizes: Sequence[int]
     measure: Callable[[int], Point]
+    power: int = 1  # of the size, that the time would go with if it were linear; -1 for what works beside each other
 
 
 def main() -> int:
@@ -91,7 +92,7 @@ def make_sweeps(policy: Policy, place: pathlib.Path) -> list[Sweep]:
         Sweep("GSPO update, group", "completions", (2, 4, 8, 16), functools.partial(gspo_update, policy)),
         Sweep("decoding a token, context", "tokens", (512, 1024, 2048, 4096), decoding),
         Sweep("rewards, batch", "completions", (256, 512, 1024, 2048), score_rewards),
-        Sweep("reading a batch, workers", "workers", (1, 2, 4), Reading(policy, place / "data")),
+        Sweep("reading a batch, workers", "workers", (1, 2, 4), Reading(policy, place / "data"), power=-1),
     ]
 
 
@@ -188,10 +189,11 @@ def draw(drawn: Sequence[tuple[Sweep, list[Point]]], out: pathlib.Path) -> None:
 
     figure = Figure(figsize=(14, 6.5), layout="constrained")
     panels = figure.subplots(2, 4).flat
-    for panel, (sweep, points) in zip(panels, drawn, strict=False):
+    for (sweep, points), panel in zip(drawn, panels, strict=False):
         sizes, seconds = [p.size for p in points], [p.seconds for p in points]
         panel.loglog(sizes, seconds, "o-", color="#1f5fa8", label="seconds")
-        panel.loglog(sizes, [seconds[0] * size / sizes[0] for size in sizes], ":", color="#888888", label="linear")
+        linear = [seconds[0] * (size / sizes[0]) ** sweep.power for size in sizes]
+        panel.loglog(sizes, linear, ":", color="#888888", label="linear")
         if points[0].temporary_bytes is not None:
             held = [p.temporary_bytes / GIB for p in points]
             panel.loglog(sizes, held, "s--", color="#c0562f", label="temporaries, GiB")
