@@ -93,13 +93,12 @@ def again_flops(
     if remat == "none":
         return text_flops(config.text, tokens=0, pairs=0, targets=targets)
     if remat == "dots":
-        without_mlp = dataclasses.replace(config.text, intermediate_size=0)
-        projections = text_flops(without_mlp, tokens=prompt + sum(lengths), pairs=0, targets=targets)
-        without_mlp = dataclasses.replace(config.vision, intermediate_size=0)
-        without_blocks = dataclasses.replace(config.vision, depth=0, fullatt_block_indexes=())
+        text = dataclasses.replace(config.text, intermediate_size=0)
+        vision = dataclasses.replace(config.vision, intermediate_size=0)
+        around = dataclasses.replace(config.vision, depth=0, fullatt_block_indexes=())  # patch embedding and merger
         grids = list(grids)
-        blocks = vision_flops(without_mlp, grids) - vision_flops(without_blocks, grids)
-        return projections + blocks
+        decoder = text_flops(text, tokens=prompt + sum(lengths), pairs=0, targets=targets)
+        return decoder + vision_flops(vision, grids) - vision_flops(around, grids)
     saved = causal_pairs(prompt, lengths) if remat == "attention" else 0
     return sum(_towers(config, grids, prompt, lengths, targets)) - text_flops(
         config.text, tokens=0, pairs=saved, targets=0

@@ -154,7 +154,13 @@ class VisionTower(nnx.Module):
         def call(block: VisionBlock, x, is_full):
             return mesh_lib.constrain(block(x, angles, vision, is_full), self.mesh, "rows", "patches"), None
 
-        # Room for the results of whole frames would be kept in all blocks; few have any.
-        per_block, keep = jnp.asarray(is_full), {"remat": remat, "keep_attention": False}
-        x, _ = layers.scan(self.blocks, x, call, per_block, mesh=self.mesh, **keep)
+        x, _ = layers.scan(
+            self.blocks,
+            x,
+            call,
+            jnp.asarray(is_full),
+            mesh=self.mesh,
+            remat=remat,
+            keep_attention=False,  # room for the results of whole frames would be kept in all blocks; few have any
+        )
         return layers.gathered(self.merger, self.mesh)(x)
