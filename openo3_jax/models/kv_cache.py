@@ -1,6 +1,7 @@
 """Caches of decoding: one prefix per prompt, shared by its samples, and one suffix per sample.
 
-Layouts are chosen so that no step moves a cache: keys of the prefix have the sequence last, values the head size.
+Layouts are chosen so that no step moves a cache: last in a prefix is what its product sums over, the head size of keys
+and the sequence of values. A CPU reads it so in a third of the time; on H100 and v5p no step copies it (docs/log.md).
 Einsum letters: p prompts, g samples of a prompt, h key/value heads, q query heads per key/value head, d head size,
 s prefix slots, t suffix slots.
 """
@@ -20,8 +21,8 @@ from openo3_jax.types import Array
 class Prefix(NamedTuple):
     """Keys and values of the prompts in one layer; read only while decoding."""
 
-    k: Float[Array, "prompts kv_heads head_dim prefix"]
-    v: Float[Array, "prompts kv_heads prefix head_dim"]
+    k: Float[Array, "prompts kv_heads prefix head_dim"]
+    v: Float[Array, "prompts kv_heads head_dim prefix"]
 
 
 class Suffix(NamedTuple):
@@ -38,13 +39,13 @@ def split_layers(cache: text.KeyValue, by_prompt: Callable[[Array], Array]) -> l
     """
     num_layers = cache.k.shape[0]
     return [
-        Prefix(jnp.transpose(by_prompt(cache.k[i]), (0, 2, 3, 1)), jnp.transpose(by_prompt(cache.v[i]), (0, 2, 1, 3)))
+        Prefix(jnp.transpose(by_prompt(cache.k[i]), (0, 2, 1, 3)), jnp.transpose(by_prompt(cache.v[i]), (0, 2, 3, 1)))
         for i in range(num_layers)
     ]
 
 
 def empty_suffix(prefix: Prefix, group: int, capacity: int) -> Suffix:
-    prompts, kv_heads, head_dim, _ = prefix.k.shape
+    prompts, kv_heads, _, head_dim = prefix.k.shape
     zeros = jnp.zeros((prompts, group, kv_heads, capacity, head_dim), prefix.k.dtype)
     return Suffix(zeros, zeros)
 
@@ -81,11 +82,11 @@ def attend(
         return jnp.where(is_visible, raw, attention.MASKED)
 
     is_past = jnp.arange(suffix.k.shape[3]) <= step
-    to_prefix = scores("pghqd,phds->pghqs", prefix.k, in_prefix[:, None, None, None, :])
+    to_prefix = scores("pghqd,phsd->pghqs", prefix.k, in_prefix[:, None, None, None, :])
     to_suffix = scores("pghqd,pghtd->pghqt", suffix.k, is_past)
     top = jnp.maximum(to_prefix.max(-1, keepdims=True), to_suffix.max(-1, keepdims=True))
     to_prefix, to_suffix = jnp.exp(to_prefix - top), jnp.exp(to_suffix - top)
     total = to_prefix.sum(-1, keepdims=True) + to_suffix.sum(-1, keepdims=True)
-    mixed = jnp.einsum("pghqs,phsd->pghqd", (to_prefix / total).astype(q.dtype), prefix.v)
+    mixed = jnp.einsum("pghqs,phds->pghqd", (to_prefix / total).astype(q.dtype), prefix.v)
     mixed += jnp.einsum("pghqt,pghtd->pghqd", (to_suffix / total).astype(q.dtype), suffix.v)
     return mixed.reshape(q.shape)
