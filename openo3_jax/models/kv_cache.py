@@ -1,7 +1,7 @@
 """Caches of decoding: one prefix per prompt, shared by its samples, and one suffix per sample.
 
 Layouts are chosen so that no step moves a cache: last in a prefix is what its product sums over, the head size of keys
-and the sequence of values. A CPU reads it so in a third of the time; on H100 and v5p no step copies it (docs/log.md).
+and the sequence of values. On a CPU YNNPACK takes no other; on H100 and v5p no step copies such a one (docs/log.md).
 Einsum letters: p prompts, g samples of a prompt, h key/value heads, q query heads per key/value head, d head size,
 s prefix slots, t suffix slots.
 """
